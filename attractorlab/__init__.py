@@ -1,0 +1,1 @@
+"""Mechanistic interpretability and attractor analysis of iterative latent reasoners."""

@@ -1,0 +1,115 @@
+"""Follow states: how rows are cut into chunks, and run to rest with settled rows leaving the batch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attractorlab import trees
+from attractorlab.maps import LatentMap, relative
+from attractorlab.types import Result, State
+
+# Numbers of a state that are worked on at a time. On a CPU a chunk and its inner activations should stay in cache:
+# 64 rows of a 4,608-number state run twice as fast per row as 768 rows.
+CPU_CHUNK, DEVICE_CHUNK = 2**18, 2**26
+FLOOR = {torch.float64: 1e-13, torch.float32: 1e-7, torch.float16: 1e-3, torch.bfloat16: 3e-3}
+"""The relative residual that rounding alone leaves, by dtype."""
+DIVERGED = 1e8  # times the norm of the start
+
+
+def chunks(z: State) -> Iterator[Int[Tensor, " chunk"]]:
+    """Row numbers of `z`, as many at a time as its device works on best."""
+    n = trees.rows(z)
+    device = next(iter(z.values())).device
+    at_once = max(8, (CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK) // trees.size(z) // 8 * 8)
+    yield from torch.arange(n).split(at_once)
+
+
+def check_tol(tol: float, dtype: torch.dtype, caller: str) -> None:
+    """Refuse a tolerance that rounding in `dtype` cannot reach.
+
+    Raises:
+        ValueError: If `tol` is below the floor of the dtype.
+    """
+    floor = FLOOR[dtype]
+    if not tol >= floor:
+        raise ValueError(
+            f"`{caller}` got tol={tol} for states in {str(dtype).removeprefix('torch.')}. Rounding alone leaves a relative residual of about {floor:g}. "
+            f"Use tol={floor:g} or more, or cast model and state to float64."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Rest:
+    """Where each row came to rest, or was given up: the state, the first tick of rest (−1: none), its residual and result."""
+
+    states: State
+    tick: Int[Tensor, " row"]
+    residual: Float[Tensor, " row"]
+    result: Int[Tensor, " row"]
+
+
+def settle(f: LatentMap, z: State, *, tol: float, max_ticks: int, window: int = 3) -> Rest:
+    """Run each row until its residual was below `tol` at `window` ticks in a row; a row at rest leaves the batch.
+
+    Args:
+        f: The map.
+        z: The starts.
+        tol: Largest relative residual that counts as rest.
+        max_ticks: Ticks allowed per row.
+        window: Ticks in a row that must be at rest.
+
+    Returns:
+        The state at the last of those ticks, and the first of them as `tick`.
+
+    Raises:
+        ValueError: If `tol` is below the rounding floor, or `z` and `f` differ in their number of rows.
+    """
+    check_tol(tol, next(iter(z.values())).dtype, "settle")
+    f.coordinates(z)
+    parts = [_settle_chunk(f.take(rows), trees.take(z, rows), tol, max_ticks, window) for rows in chunks(z)]
+    return Rest(
+        states=trees.cat([part.states for part in parts]),
+        tick=torch.cat([part.tick for part in parts]),
+        residual=torch.cat([part.residual for part in parts]),
+        result=torch.cat([part.result for part in parts]),
+    )
+
+
+@torch.no_grad()
+def _settle_chunk(f: LatentMap, z: State, tol: float, max_ticks: int, window: int) -> Rest:
+    n = trees.rows(z)
+    ends = {name: leaf.clone() for name, leaf in z.items()}  # filled row by row as rows end
+    device = next(iter(z.values())).device
+    tick = torch.full((n,), -1, device=device)
+    residual = torch.full((n,), torch.nan, dtype=next(iter(z.values())).dtype, device=device)
+    result = torch.full((n,), Result.MAX_STEPS.code, device=device)
+    rows = torch.arange(n, device=device)
+    since = torch.zeros(n, dtype=torch.int64, device=device)  # ticks in a row at rest
+    large = DIVERGED * trees.norm(z).clamp(min=1)
+    for t in range(max_ticks + 1):
+        new = f(z)
+        r = relative(trees.norm(trees.sub(new, z)), z)
+        since = torch.where(r < tol, since + 1, 0)
+        code = torch.full_like(rows, -1)
+        code[since >= window] = Result.CONVERGED.code
+        code[trees.norm(new) > large] = Result.DIVERGED.code
+        code[~trees.finite(new)] = Result.NONFINITE.code
+        if t == max_ticks:
+            code[code < 0] = Result.MAX_STEPS.code
+        ended = code >= 0
+        if bool(ended.any()):
+            at = rows[ended]
+            for name, leaf in z.items():
+                ends[name][at] = leaf[ended]
+            residual[at], result[at] = r[ended], code[ended]
+            tick[at] = torch.where(code[ended] == Result.CONVERGED.code, t - window + 1, -1)
+            stay = ~ended
+            if not bool(stay.any()):
+                break
+            f, new = f.take(stay.nonzero().squeeze(1).cpu()), trees.take(new, stay)
+            rows, since, large = rows[stay], since[stay], large[stay]
+        z = new
+    return Rest(ends, tick.cpu(), residual.cpu(), result.cpu())

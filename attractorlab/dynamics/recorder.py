@@ -1,0 +1,172 @@
+"""trace: follow every row for a number of ticks and keep what is asked for."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from attractorlab import trees
+from attractorlab.dynamics.orbits import DIVERGED, chunks
+from attractorlab.maps import LatentMap, relative
+from attractorlab.types import Result, State, Trajectory
+
+Keep = Callable[[int], Int[Tensor, " kept"]]
+"""Given the number of ticks, the ticks at which whole states are kept. The last is always among them."""
+Kick = Callable[[State, int], State]
+"""Given the state and its tick, the state to go on from."""
+LAGS = 8  # longest period that is looked for at the end
+
+
+def every(n: int) -> Keep:
+    """Keep the state at every n-th tick, the start and the last.
+
+    Example:
+        >>> every(4)(10).tolist()
+        [0, 4, 8, 10]
+    """
+    if n < 1:
+        raise ValueError(f"`every` got {n}. States are kept once in 1 or more ticks. Use every(1).")
+    return lambda ticks: torch.unique(torch.cat([torch.arange(0, ticks + 1, n), torch.tensor([ticks])]))
+
+
+def only_last() -> Keep:
+    """Keep the state at the last tick alone."""
+    return lambda ticks: torch.tensor([ticks])
+
+
+def log_spaced(n: int) -> Keep:
+    """Keep the start and up to `n` states at ticks that grow geometrically up to the last.
+
+    Example:
+        >>> log_spaced(4)(64).tolist()
+        [0, 1, 4, 16, 64]
+    """
+    return lambda ticks: torch.unique(torch.cat([torch.tensor([0]), torch.logspace(0, 1, n, base=max(1, ticks)).round().long()]))
+
+
+def bytes_of(f: LatentMap, z: State, *, ticks: int, keep: Keep) -> int:
+    """How many bytes `trace` with these arguments will hold, up to the scalars' rounding: the price of `keep`."""
+    states = len(keep(ticks)) * sum(leaf.numel() * leaf.element_size() for leaf in z.values())
+    with torch.no_grad():
+        one = _read(f.take([0]).readout(trees.take(z, slice(0, 1))), None)
+    per_tick = 4 + sum(value[0].numel() * value.element_size() for value in one.values())
+    return states + (ticks + 1) * trees.rows(z) * per_tick
+
+
+def trace(f: LatentMap, z: State, *, ticks: int, keep: Keep, kick: Kick | None = None) -> Trajectory:
+    """Follow every row of `z` for `ticks` ticks.
+
+    Residuals and readouts are recorded at each tick from 0 to `ticks`, before anything is cast down. A readout named "logits" is
+    recorded as `answer` (the class of each site), `margin` (smallest gap between the two largest logits of a site) and `logit_change` (mean over sites of the
+    length of the change since the tick before, the published code's convergence score); any other readout as it is.
+
+    Args:
+        f: The map; its clock is copied to the result.
+        z: The starts, one per row of `f`.
+        ticks: Applications of `f` to follow.
+        keep: At which ticks whole states are kept: `every(n)`, `log_spaced(n)` or `only_last()`.
+        kick: Changes the state between ticks, for noise and interventions. It sees all rows at once.
+
+    Returns:
+        One column per row of `z`, in the same order. A row that leaves the finite numbers, or grows 10⁸-fold, ends there with its
+        `result`; the others go on.
+
+    Raises:
+        ValueError: If `ticks` is below 1, or `z` and `f` differ in their number of rows.
+
+    Example:
+        >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"] + 1}, {}, clock="tick")
+        >>> trace(half, {"z": torch.zeros(1, 1)}, ticks=3, keep=every(1)).states["z"].flatten().tolist()
+        [0.0, 1.0, 1.5, 1.75]
+    """
+    if ticks < 1:
+        raise ValueError(f"`trace` got ticks={ticks}. A trajectory is at least one tick long. Use ticks=1 or more.")
+    instance, start = f.coordinates(z)
+    kept = keep(ticks)
+    # A kick may couple what it does to the row numbers, so it gets them all; without one, rows go through in chunks that fit the cache.
+    parts = [_follow(f, z, ticks, kept, kick)] if kick else [_follow(f.take(rows), trees.take(z, rows), ticks, kept, None) for rows in chunks(z)]
+    return Trajectory(
+        states={name: torch.cat([part.states[name] for part in parts], dim=1) for name in z},
+        kept=kept,
+        ticks=torch.arange(ticks + 1),
+        residual=torch.cat([part.residual for part in parts], dim=1),
+        recurrence=torch.cat([part.recurrence for part in parts], dim=1),
+        readouts={name: torch.cat([part.readouts[name] for part in parts], dim=1) for name in parts[0].readouts},
+        last_tick=torch.cat([part.last_tick for part in parts]),
+        result=torch.cat([part.result for part in parts]),
+        instance=instance,
+        start=start,
+        clock=f.clock,
+        origin=f.origin,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    states: Mapping[str, Tensor]
+    residual: Tensor
+    recurrence: Tensor
+    readouts: Mapping[str, Tensor]
+    last_tick: Tensor
+    result: Tensor
+
+
+@torch.no_grad()
+def _follow(f: LatentMap, z: State, ticks: int, kept: Tensor, kick: Kick | None) -> _Part:
+    n = trees.rows(z)
+    wanted = set(kept.tolist())
+    states: dict[str, list[Tensor]] = {name: [] for name in z}
+    residual, readouts, past = [], [], []
+    large = DIVERGED * trees.norm(z).clamp(min=1)
+    last_tick = torch.full((n,), -1, device=large.device)
+    result = torch.full((n,), Result.COMPLETED.code, device=large.device)
+    logits: Tensor | None = None
+    for t in range(ticks + 1):
+        finite, bounded = trees.finite(z), trees.norm(z) <= large
+        going = result == Result.COMPLETED.code
+        result = torch.where(going & ~finite, Result.NONFINITE.code, torch.where(going & finite & ~bounded, Result.DIVERGED.code, result))
+        alive = result == Result.COMPLETED.code
+        last_tick = torch.where(alive, t, last_tick)
+        new = f(z)
+        residual.append(_blank(relative(trees.norm(trees.sub(new, z)), z), alive))
+        out = f.readout(z)
+        readouts.append({name: _blank(value, alive) for name, value in _read(out, logits).items()})
+        logits = out.get("logits")
+        if t in wanted:
+            for name, leaf in z.items():
+                states[name].append(_blank(leaf, alive).cpu())
+        if ticks - t <= LAGS:
+            past.append(z)
+        if t < ticks:
+            z = new if kick is None else kick(new, t + 1)
+    back = [relative(trees.norm(trees.sub(z, older)), z) for older in reversed(past[:-1])]
+    missing = [torch.full_like(residual[-1], torch.nan)] * (LAGS - len(back))
+    return _Part(
+        states={name: torch.stack(leaves) for name, leaves in states.items()},
+        residual=torch.stack(residual).cpu(),
+        recurrence=torch.stack([_blank(r, alive) for r in back + missing]).cpu(),
+        readouts={name: torch.stack([one[name] for one in readouts]).cpu() for name in readouts[0]},
+        last_tick=last_tick.cpu(),
+        result=result.cpu(),
+    )
+
+
+def _read(out: Mapping[str, Tensor], before: Tensor | None) -> dict[str, Tensor]:
+    """What is recorded of one tick's readouts."""
+    read = {name: value for name, value in out.items() if name != "logits"}
+    if "logits" in out:
+        logits = out["logits"]
+        top = logits.topk(2, dim=-1)
+        read["answer"] = top.indices[..., 0].to(torch.int16)
+        read["margin"] = (top.values[..., 0] - top.values[..., 1]).flatten(1).amin(1)
+        change = torch.full_like(logits, torch.nan) if before is None else logits - before
+        read["logit_change"] = torch.linalg.vector_norm(change, dim=-1).flatten(1).mean(1)
+    return read
+
+
+def _blank(values: Tensor, alive: Tensor) -> Tensor:
+    """`values` with the rows that ended replaced by NaN, or −1."""
+    mask = alive.reshape(-1, *[1] * (values.ndim - 1))
+    return torch.where(mask, values, torch.nan if values.is_floating_point() else -1)

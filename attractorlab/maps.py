@@ -1,0 +1,171 @@
+"""The one abstraction: LatentMap, one tick of a reasoner with its instances bound; and strobe."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from attractorlab import trees
+from attractorlab.types import Drive, Origin, State
+
+
+def _no_readout(z: State) -> Mapping[str, Tensor]:
+    return {}
+
+
+@dataclass(frozen=True, eq=False)
+class LatentMap:
+    """One tick of a reasoner with its instances bound: ``z <- rule(z, drive)``.
+
+    It obeys five laws (closed, pure, deterministic, row-wise, differentiable), which
+    `attractorlab.testing.check_map` tests. Everything in `dynamics` relies on them and knows nothing else of the model.
+
+    Args:
+        rule: One tick. Takes a state and the drive, gives a state of the same names, shapes and dtypes.
+        drive: What the instances contribute to every tick, batch first; empty for an undriven map, which then takes any number of rows.
+        readout: What can be read off a state, e.g. ``{"logits": [row site class], "halt": [row]}``.
+        clock: What one tick is: "recursion", "segment", ...
+        instance, start: Which instance each row is, and from which of its starts; set by `bind` and `take`. Empty for an undriven map.
+        origin: The model, weights, dtype and device behind the map.
+
+    Example:
+        >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"]}, {}, clock="tick")
+        >>> half({"z": torch.ones(1, 2)})["z"]
+        tensor([[0.5000, 0.5000]])
+    """
+
+    rule: Callable[[State, Drive], State]
+    drive: Drive
+    readout: Callable[[State], Mapping[str, Tensor]] = _no_readout
+    clock: str = "tick"
+    instance: Int[Tensor, " row"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    start: Int[Tensor, " row"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    origin: Origin = Origin()
+
+    def __call__(self, z: State) -> State:
+        """One tick from `z`."""
+        return self.rule(z, self.drive)
+
+    @property
+    def driven(self) -> bool:
+        """Whether the rows are tied to instances."""
+        return bool(self.drive)
+
+    def take(self, chosen: Sequence[int] | Int[Tensor, " chosen"]) -> "LatentMap":
+        """The map on chosen (or repeated) rows.
+
+        Rows taken once keep their `start`; if any row is repeated, starts are numbered anew, per instance, in order of
+        appearance. An undriven map has no rows of its own: it stays as it is.
+        """
+        if not self.driven:
+            return self
+        index = torch.as_tensor(chosen, dtype=torch.int64)
+        instance = self.instance[index]
+        once = len(index) == len(torch.unique(index))
+        drive = {name: leaf[index.to(leaf.device)] for name, leaf in self.drive.items()}
+        return replace(self, drive=drive, instance=instance, start=self.start[index] if once else _occurrence(instance))
+
+    def coordinates(self, z: State) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+        """Instance and start of each row of `z`.
+
+        Rows of an undriven map are starts of one instance, 0.
+
+        Raises:
+            ValueError: If `z` and the map differ in their number of rows.
+        """
+        n = trees.rows(z)
+        if not self.driven:
+            return torch.zeros(n, dtype=torch.int64), torch.arange(n)
+        if n != len(self.instance):
+            raise ValueError(
+                f"A state of {n} rows met a map of {len(self.instance)} rows. Starts and rows pair up one to one. "
+                f"Use `f.take([0] * {n})` to try {n} starts on instance 0."
+            )
+        return self.instance, self.start
+
+    def jvp(self, z: State, v: State) -> State:
+        """The Jacobian at `z` times `v`, row by row, in forward mode.
+
+        Fused attention has no forward-mode rule in torch; the plain kernel, which has one, is used here.
+        """
+        with sdpa_kernel(SDPBackend.MATH):
+            # The primal must be contiguous: jvp refuses expanded tensors.
+            primal = {name: leaf.detach().contiguous() for name, leaf in z.items()}
+            _, pushed = torch.func.jvp(lambda s: dict(self.rule(s, self.drive)), (primal,), ({name: v[name] for name in primal},))
+        return {name: leaf.detach() for name, leaf in pushed.items()}
+
+    def vjp(self, z: State, u: State) -> State:
+        """The transposed Jacobian at `z` times `u`, row by row, in reverse mode."""
+        with torch.enable_grad():
+            leaves = {name: leaf.detach().clone().requires_grad_(True) for name, leaf in z.items()}
+            out = self.rule(leaves, self.drive)
+            pulled = torch.autograd.grad([out[name] for name in u], list(leaves.values()), [u[name] for name in u], allow_unused=True)
+        return {
+            name: torch.zeros_like(leaf) if part is None else part.detach()
+            for (name, leaf), part in zip(leaves.items(), pulled, strict=True)
+        }
+
+    def residual(self, z: State) -> Float[Tensor, " row"]:
+        """The relative residual ‖f(z) − z‖/‖z‖ of each row.
+
+        Raises:
+            ValueError: If `z` and the map differ in their number of rows.
+        """
+        self.coordinates(z)
+        with torch.no_grad():
+            return relative(trees.norm(trees.sub(self(z), z)), z)
+
+
+def relative(length: Float[Tensor, " row"], z: State) -> Float[Tensor, " row"]:
+    """`length` over ‖z‖, row by row; over 1 where ‖z‖ is smaller than the square root of the dtype's rounding."""
+    whole = trees.norm(z)
+    return length / torch.where(whole > torch.finfo(whole.dtype).eps ** 0.5, whole, torch.ones_like(whole))
+
+
+def strobe(f: LatentMap, every: int) -> LatentMap:
+    """`every` ticks of `f` seen as one tick.
+
+    The spectrum of the strobed map at a fixed point of `f` is that of `f` to the power `every`. It also rests on every
+    orbit of `f` whose period divides `every`.
+
+    Raises:
+        ValueError: If `every` is below 1.
+
+    Example:
+        >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"]}, {}, clock="tick")
+        >>> strobe(half, 3).clock, strobe(half, 3)({"z": torch.ones(1)})["z"].item()
+        ('3 x tick', 0.125)
+    """
+    if every < 1:
+        raise ValueError(f"`strobe` got every={every}. A tick is seen once in 1 or more ticks. Use every=1 or more.")
+    if every == 1:
+        return f
+
+    def rule(z: State, drive: Drive) -> State:
+        for _ in range(every):
+            z = f.rule(z, drive)
+        return z
+
+    return replace(f, rule=rule, clock=f"{every} x {f.clock}")
+
+
+def repeat_rows(rows: int, starts: int) -> Int[Tensor, " row"]:
+    """Row numbers that give each of `rows` instances `starts` starts, instance by instance.
+
+    Example:
+        >>> repeat_rows(2, 3)
+        tensor([0, 0, 0, 1, 1, 1])
+    """
+    return torch.arange(rows).repeat_interleave(starts)
+
+
+def _occurrence(instance: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+    order = torch.argsort(instance, stable=True)
+    _, counts = torch.unique_consecutive(instance[order], return_counts=True)
+    first = torch.cumsum(counts, 0) - counts
+    number = torch.empty_like(instance)
+    number[order] = torch.arange(len(instance)) - first.repeat_interleave(counts)
+    return number

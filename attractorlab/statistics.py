@@ -1,0 +1,106 @@
+"""Intervals and sample sizes: no share leaves this package without them."""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from scipy import stats
+from torch import Tensor
+
+
+def wilson(count: Shaped[Tensor, "..."], n: Shaped[Tensor, "..."], *, level: float) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """Wilson's interval for a share, `count` of `n`.
+
+    `count` may be fractional: for the mean of values between 0 and 1 the interval is then conservative, as no such values vary
+    more than zeros and ones. With n = 0 it is (0, 1).
+
+    Args:
+        count: How many, or the sum of values in [0, 1].
+        n: Of how many independent ones. Starts of one instance are not independent: give the number of instances.
+        level: Coverage, e.g. 0.95.
+
+    Example:
+        >>> low, high = wilson(torch.tensor(10), torch.tensor(100), level=0.95)
+        >>> round(low.item(), 6), round(high.item(), 6)
+        (0.055229, 0.174366)
+
+    References:
+        Wilson (1927); Brown, Cai and DasGupta (2001), section 3.1.1.
+    """
+    z = float(stats.norm.ppf(0.5 + _checked(level) / 2))
+    k, m = count.double(), n.double().clamp(min=1e-300)
+    middle = (k + z * z / 2) / (m + z * z)
+    half = z * torch.sqrt(k * (1 - k / m).clamp(min=0) + z * z / 4) / (m + z * z)
+    low, high = (middle - half).clamp(min=0), (middle + half).clamp(max=1)
+    # At the ends the closed form misses 0 and 1 by rounding.
+    return torch.where((k <= 0) | (n == 0), 0.0, low), torch.where((k >= m) | (n == 0), 1.0, high)
+
+
+def clopper_pearson(count: int, n: int, *, level: float) -> tuple[float, float]:
+    """The exact interval for a share, `count` of `n`; never too short, so it is used for claims.
+
+    Example:
+        >>> low, high = clopper_pearson(0, 100, level=0.95)
+        >>> low, round(high, 6)
+        (0.0, 0.036217)
+
+    References:
+        Clopper and Pearson (1934).
+    """
+    a = (1 - _checked(level)) / 2
+    low = 0.0 if count == 0 else float(stats.beta.ppf(a, count, n - count + 1))
+    high = 1.0 if count == n else float(stats.beta.ppf(1 - a, count + 1, n - count))
+    return low, high
+
+
+def cluster_mean(values: Float[Tensor, " row"], cluster: Int[Tensor, " row"], *, level: float, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """The mean of `values` with a bootstrap interval that redraws whole clusters (all starts of an instance together).
+
+    Every row weighs the same. The bootstrap percentile interval has no width when all values agree; use Wilson's for shares near 0 or 1.
+
+    Example:
+        >>> mean, low, high = cluster_mean(torch.tensor([0.0, 0.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1]), level=0.9)
+        >>> mean, low, high
+        (0.5, 0.0, 1.0)
+    """
+    kinds, index = np.unique(cluster.numpy(), return_inverse=True)
+    sums = np.bincount(index, values.double().numpy(), len(kinds))
+    counts = np.bincount(index, minlength=len(kinds))
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(len(kinds), np.full(len(kinds), 1 / len(kinds)), size=draws)
+    means = (weights @ sums) / (weights @ counts)
+    a = (1 - _checked(level)) / 2
+    low, high = np.quantile(means, [a, 1 - a])
+    return float(sums.sum() / counts.sum()), float(low), float(high)
+
+
+def effective_n(values: Bool[Tensor, " row"], cluster: Int[Tensor, " row"]) -> float:
+    """How many independent rows the clustered `values` are worth: n/(1 + (m − 1)ρ), ρ the correlation inside clusters of m rows.
+
+    ρ is the one-way analysis-of-variance estimate, cut to [0, 1]. It lies between the number of clusters (all rows of a cluster
+    agree) and the number of rows. Where all values agree everywhere ρ is not defined; the number of clusters is returned.
+
+    Example:
+        >>> effective_n(torch.tensor([True, True, False, False]), torch.tensor([0, 0, 1, 1]))
+        2.0
+
+    References:
+        Kish (1965), design effect; Donner (1986), the estimate of ρ.
+    """
+    kinds, index = np.unique(cluster.numpy(), return_inverse=True)
+    x = values.double().numpy()
+    n, groups = len(x), len(kinds)
+    counts = np.bincount(index, minlength=groups)
+    if n == groups or groups < 2 or np.all(x == x[0]):
+        return float(groups)
+    means = np.bincount(index, x, groups) / counts
+    between = float((counts * (means - x.mean()) ** 2).sum() / (groups - 1))
+    within = float(((x - means[index]) ** 2).sum() / (n - groups))
+    m = (n - (counts**2).sum() / n) / (groups - 1)
+    rho = min(1.0, max(0.0, (between - within) / (between + (m - 1) * within)))
+    return float(n / (1 + (m - 1) * rho))
+
+
+def _checked(level: float) -> float:
+    if not 0 < level < 1:
+        raise ValueError(f"An interval got level={level}. A level is a coverage between 0 and 1. Use level=0.95.")
+    return level

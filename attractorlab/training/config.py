@@ -1,0 +1,138 @@
+"""What a training run is: one frozen record, presets, and strict reading of overrides."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from attractorlab.models.eqr import EqRConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the weights, but the library versions.
+
+    The shape fields are those of `EqRConfig`. The others:
+
+    Args:
+        segments: Segments to train for. One segment is one optimizer step on the whole batch.
+        batch: Slots. A slot whose puzzle halts gets a new one at once.
+        lr, warmup, weight_decay: AdamW's rate, segments until it is reached, and decoupled decay. The rate falls along a cosine
+            to `final_lr` times itself over the last `decay` segments.
+        ema: Decay of the weight average that is kept as the model; ramped up as (1 + t)/(10 + t).
+        noise: β of the paper: normal noise of this scale at every update while training.
+        loss: "stablemax" or "softmax".
+        halt_max: Segments after which a slot is refilled at the latest.
+        halt_explore: Share of puzzles that must run a random number of segments, 2 to `halt_max`, before they may halt.
+        puzzles: Size of the generated pool; unused with `data`.
+        data: A puzzle file to train on instead; "" for generated puzzles.
+        reveal, reveal_up_to: Share of puzzles with blanks filled in, and the largest share of blanks.
+        precision: "float32", or "bfloat16" for the matrix products.
+        seed: Of weights, puzzles, stream, starts and noise.
+    """
+
+    task: str
+    width: int = 64
+    blocks: int = 2
+    mixer: str = "mlp"
+    heads: int = 4
+    expansion: float = 4.0
+    H_cycles: int = 2
+    L_cycles: int = 2
+    damping: float = 0.05
+    start: str = "random"
+    start_scale: float = 1.0
+    segments: int = 2500
+    batch: int = 128
+    lr: float = 2e-3
+    warmup: int = 100
+    weight_decay: float = 0.1
+    decay: int = 0
+    final_lr: float = 0.1
+    ema: float = 0.999
+    noise: float = 0.01
+    loss: str = "stablemax"
+    halt_max: int = 16
+    halt_explore: float = 0.1
+    puzzles: int = 20000
+    data: str = ""
+    reveal: float = 0.0
+    reveal_up_to: float = 0.6
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("loss", ("stablemax", "softmax")), ("precision", ("float32", "bfloat16"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"`TrainConfig` got {name}={getattr(self, name)!r}. It is one of {', '.join(allowed)}. Use {name}={allowed[0]}."
+                )
+        for name in ("segments", "batch", "halt_max", "puzzles", "width", "blocks", "H_cycles", "L_cycles"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`TrainConfig` got {name}={getattr(self, name)}. It counts things that there must be one of. Use {name}=1 or more.")
+        if not 0 < self.lr < 1 or not 0 <= self.ema < 1:
+            raise ValueError(f"`TrainConfig` got lr={self.lr}, ema={self.ema}. Rates lie between 0 and 1. Use lr=0.002, ema=0.999.")
+
+    def model(self, *, sites: int, vocabulary: int) -> EqRConfig:
+        """The shape of the model."""
+        shared = {one.name for one in fields(EqRConfig)} & {one.name for one in fields(self)}
+        return EqRConfig(sites=sites, vocabulary=vocabulary, **{name: getattr(self, name) for name in sorted(shared)})
+
+
+PRESETS: Mapping[str, TrainConfig] = {
+    "eqr-sudoku-4": TrainConfig("sudoku-4", width=32, segments=800, decay=200, puzzles=2000),
+    "eqr-sudoku-6": TrainConfig("sudoku-6", segments=2500, decay=500, precision="bfloat16"),
+    "trm-sudoku-6": TrainConfig("sudoku-6", segments=2500, decay=500, precision="bfloat16", start="fixed", damping=0.0, noise=0.0),
+    "eqr-sudoku-9": TrainConfig("sudoku-9", width=96, segments=8000, decay=1500, puzzles=40000, reveal=0.5, precision="bfloat16"),
+}
+"""The runs behind the bundled models. The two for side 6 differ in random starts, damping and noise only."""
+
+
+def read_config(preset: str, overrides: Mapping[str, str]) -> TrainConfig:
+    """The preset with overrides such as ``{"lr": "1e-3"}`` put in; values are read by the type of their field.
+
+    Raises:
+        ValueError: On an unknown preset, an unknown key (nearest names are listed) or a value of the wrong type.
+
+    Example:
+        >>> read_config("eqr-sudoku-6", {"width": "48"}).width
+        48
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"`train` got the unknown configuration {preset!r}. Configurations have names. Use one of {', '.join(PRESETS)}.")
+    base = PRESETS[preset]
+    return replace(base, **_typed(overrides))
+
+
+def config_to_json(config: TrainConfig) -> str:
+    """`config` as JSON."""
+    return json.dumps(asdict(config), sort_keys=True)
+
+
+def config_from_json(text: str) -> TrainConfig:
+    """The configuration that `config_to_json` wrote; unknown or missing keys are refused."""
+    found = json.loads(text)
+    known = {one.name for one in fields(TrainConfig)}
+    if set(found) != known:
+        raise ValueError(
+            f"A stored training configuration differs in the keys {sorted(set(found) ^ known)}. Every key must be known and present. "
+            "Use the version of attractorlab that wrote the file."
+        )
+    return TrainConfig(**found)
+
+
+def _typed(overrides: Mapping[str, str]) -> dict[str, Any]:
+    kinds = {one.name: one.type for one in fields(TrainConfig)}
+    typed: dict[str, Any] = {}
+    for name, text in overrides.items():
+        if name not in kinds:
+            raise ValueError(
+                f"`train` got the unknown key {name!r}. Every key must belong to the configuration. Use one of {', '.join(sorted(kinds))}."
+            )
+        kind = kinds[name]
+        assert isinstance(kind, type)
+        try:
+            typed[name] = kind(text)
+        except ValueError:
+            raise ValueError(f"`train` got {name}={text!r}. `{name}` is of type {kind.__name__}. Write, for example, {name}={getattr(PRESETS['eqr-sudoku-6'], name)!r}.") from None
+    return typed

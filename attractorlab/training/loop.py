@@ -1,0 +1,265 @@
+"""The trainer: segments with detached carry, one optimizer step per segment, halting with refill, weight average."""
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from attractorlab import tasks
+from attractorlab.models.checkpoints import CheckpointError, read_metadata, save, write_tensors
+from attractorlab.models.eqr import EqR
+from attractorlab.tasks.generate import generate
+from attractorlab.training.config import TrainConfig, config_from_json, config_to_json
+from attractorlab.training.losses import halt_loss, softmax_cross_entropy, stablemax_cross_entropy
+from attractorlab.training.stream import PuzzleStream, fingerprint
+from attractorlab.types import Instance, State
+
+STATE_FORMAT = "attractorlab-training-1"
+LOSSES = {"stablemax": stablemax_cross_entropy, "softmax": softmax_cross_entropy}
+Progress = dict[str, float]
+
+
+class Trainer:
+    """A training run. `run` yields progress; `save_state` and `Trainer.resume` continue it to the same bytes.
+
+    On one machine with one number of threads, a run that was stopped and resumed writes the same model file, byte for byte, as one that was not.
+    """
+
+    def __init__(self, config: TrainConfig, *, device: str = "cpu", pool: Instance | None = None) -> None:
+        """A fresh run.
+
+        Args:
+            config: What to train.
+            device: "cpu", "cuda", ...
+            pool: The puzzles, if they are already at hand; made or read as `config` says otherwise.
+        """
+        self.config = config
+        self.device = torch.device(device)
+        self.pool = training_pool(config) if pool is None else pool
+        # One generator per use: changing how one thing is drawn leaves the others as they were.
+        self.generators = {name: torch.Generator().manual_seed(config.seed * 1000 + k) for k, name in enumerate(("weights", "stream", "starts", "halting"))}
+        self.generators["noise"] = torch.Generator(device=self.device).manual_seed(config.seed * 1000 + 4)
+        sites = self.pool.inputs.shape[1]
+        model = EqR(config.model(sites=sites, vocabulary=tasks.side_of(config.task) + 2), generator=self.generators["weights"])
+        self.model = model.to(self.device).train()
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, foreach=True)
+        self.stream = PuzzleStream(self.pool, self.generators["stream"], config.reveal, config.reveal_up_to)
+        self.segment = 0
+        n = config.batch
+        self.inputs = torch.zeros(n, sites, dtype=torch.int64, device=self.device)
+        self.targets = torch.zeros_like(self.inputs)
+        self.carry: State = {name: torch.zeros(n, sites, config.width, device=self.device) for name in ("z_H", "z_L")}
+        self.steps = torch.zeros(n, dtype=torch.int64)
+        self.least = torch.zeros(n, dtype=torch.int64)
+        self.halted = torch.ones(n, dtype=torch.bool)
+
+    def run(self, *, every: int = 20) -> Iterator[Progress]:
+        """Train to the end of the configuration, yielding averages of the last `every` segments."""
+        began, first, sums, finished = time.monotonic(), self.segment, {"loss": 0.0, "halt_loss": 0.0}, [0, 0, 0]
+        while self.segment < self.config.segments:
+            losses, (done, solved, used) = self._segment()
+            for name, value in losses.items():
+                sums[name] += value
+            finished = [finished[0] + done, finished[1] + solved, finished[2] + used]
+            if self.segment % every == 0 or self.segment == self.config.segments:
+                n = (self.segment - 1) % every + 1
+                spent = time.monotonic() - began
+                yield {
+                    "segment": self.segment,
+                    "loss": sums["loss"] / n,
+                    "halt_loss": sums["halt_loss"] / n,
+                    "exact": finished[1] / max(1, finished[0]),
+                    "puzzles": finished[0],
+                    "segments_per_puzzle": finished[2] / max(1, finished[0]),
+                    "seconds": spent,
+                    "seconds_left": spent / (self.segment - first) * (self.config.segments - self.segment),
+                }
+                sums, finished = {"loss": 0.0, "halt_loss": 0.0}, [0, 0, 0]
+
+    def _segment(self) -> tuple[dict[str, float], tuple[int, int, int]]:
+        """One segment on the whole batch: refill, run, learn, halt."""
+        c = self.config
+        self._refill()
+        rule = self.model.noisy(c.noise, self.generators["noise"]) if c.noise else self.model.tick
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        with self._precision():
+            with torch.no_grad():
+                drive = self._drive()
+                z = self.carry
+                for _ in range(c.H_cycles - 1):
+                    z = rule(z, drive)
+            z = rule(z, self._drive())
+            out = self.model.readout(z)
+        logits = out["logits"].float()
+        solved = (logits.argmax(-1) == self.targets).all(1)
+        answer = LOSSES[c.loss](logits, self.targets).mean()
+        halting = halt_loss(out["halt"], solved).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        (answer + 0.5 * halting).backward()
+        self.optimizer.step()
+        self._average()
+        self.carry = {name: leaf.detach().float() for name, leaf in z.items()}
+        self.steps += 1
+        wants = (out["halt"].detach() > 0).cpu()
+        self.halted = (self.steps >= c.halt_max) | (wants & (self.steps >= self.least))
+        self.segment += 1
+        ended = (int(self.halted.sum()), int((self.halted & solved.cpu()).sum()), int(self.steps[self.halted].sum()))
+        return {"loss": float(answer.detach()), "halt_loss": float(halting.detach())}, ended
+
+    def _drive(self) -> dict[str, Tensor]:
+        return {"x": self.model.embed_tokens(self.inputs)}
+
+    def _refill(self) -> None:
+        n = int(self.halted.sum())
+        if n == 0:
+            return
+        fresh = self.halted
+        inputs, targets = self.stream.next(n)
+        where = fresh.to(self.device)
+        self.inputs[where], self.targets[where] = inputs.to(self.device), targets.to(self.device)
+        start = self.model.start({"x": self.carry["z_H"][where]}, generator=self.generators["starts"])
+        self.carry = {name: leaf.masked_scatter(where[:, None, None], start[name]) for name, leaf in self.carry.items()}
+        g = self.generators["halting"]
+        explore = torch.rand(n, generator=g) < self.config.halt_explore
+        random = torch.randint(2, max(3, self.config.halt_max + 1), (n,), generator=g)
+        self.least[fresh] = torch.where(explore, random, torch.ones_like(random))
+        self.steps[fresh] = 0
+
+    def _rate(self) -> float:
+        c = self.config
+        rate = c.lr * min(1.0, (self.segment + 1) / max(1, c.warmup))
+        into = self.segment - (c.segments - c.decay)
+        if into > 0:
+            rate *= c.final_lr + (1 - c.final_lr) * 0.5 * (1 + math.cos(math.pi * into / c.decay))
+        return rate
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.config.ema, (1 + self.segment) / (10 + self.segment))
+        ours, theirs = list(self.average.parameters()), list(self.model.parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def finished_model(self, name: str) -> EqR:
+        """The averaged model, on the CPU."""
+        model = self.average.to("cpu").eval()
+        model.name = name
+        return model
+
+    def save_model(self, path: Path, *, name: str, command: str) -> None:
+        """Write the averaged model with its whole configuration, the data's fingerprint and the command."""
+        about = {"training": config_to_json(self.config), "data": fingerprint(self.pool), "segments": str(self.segment), "command": command}
+        save(self.finished_model(name), path, about=about)
+
+    def save_state(self, path: Path) -> None:
+        """Write all that `resume` needs, whole or not at all."""
+        tensors: dict[str, Tensor] = {}
+        for prefix, model in (("model", self.model), ("average", self.average)):
+            tensors |= {f"{prefix}.{name}": tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        for (name, _), parameter in zip(self.model.named_parameters(), self.optimizer.param_groups[0]["params"], strict=True):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value).detach().cpu().clone()
+        for name, generator in self.generators.items():
+            tensors[f"generator.{name}"] = generator.get_state()
+        tensors |= {f"carry.{name}": leaf.cpu().contiguous() for name, leaf in self.carry.items()}
+        slots = {"inputs": self.inputs, "targets": self.targets, "steps": self.steps, "least": self.least, "halted": self.halted}
+        tensors |= {f"slots.{name}": tensor.cpu().contiguous() for name, tensor in slots.items()}
+        about = {"format": STATE_FORMAT, "training": config_to_json(self.config), "data": fingerprint(self.pool), "segment": str(self.segment)}
+        write_tensors(tensors, path, about)
+
+    @classmethod
+    def resume(cls, path: Path, *, device: str = "cpu", pool: Instance | None = None) -> "Trainer":
+        """The run that `save_state` wrote, as it was.
+
+        Raises:
+            CheckpointError: If the file is not a whole training state, or its data are not the same any more.
+        """
+        from safetensors.torch import load_file
+
+        about = read_metadata(path)
+        if about.get("format") != STATE_FORMAT:
+            raise CheckpointError(
+                f"{path} says format {about.get('format', 'unknown')!r}. A training is resumed from a file of format {STATE_FORMAT!r}. "
+                "Use the state.safetensors that `attractorlab train` left in its folder."
+            )
+        trainer = cls(config_from_json(about["training"]), device=device, pool=pool)
+        if fingerprint(trainer.pool) != about["data"]:
+            raise CheckpointError(
+                f"{path} was trained on data with the fingerprint {about['data']}, and the data here have {fingerprint(trainer.pool)}. "
+                "A run is resumed on the same data. Put the same file where it was."
+            )
+        trainer._restore(load_file(path), int(about["segment"]))
+        return trainer
+
+    def _restore(self, tensors: dict[str, Tensor], segment: int) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        self.average.load_state_dict(part("average."))
+        for name, parameter in self.model.named_parameters():
+            moments = part(f"optimizer.{name}.")
+            if moments:
+                self.optimizer.state[parameter] = {key: value if key == "step" else value.to(self.device) for key, value in moments.items()}
+        for name, generator in self.generators.items():
+            generator.set_state(tensors[f"generator.{name}"])
+        self.carry = {name: leaf.to(self.device) for name, leaf in part("carry.").items()}
+        slots = part("slots.")
+        self.inputs, self.targets = slots["inputs"].to(self.device), slots["targets"].to(self.device)
+        self.steps, self.least, self.halted = slots["steps"], slots["least"], slots["halted"]
+        self.segment = segment
+
+
+def training_pool(config: TrainConfig) -> Instance:
+    """The puzzles that `config` asks for, without those that have a symmetric twin among the bundled test and validation puzzles.
+
+    Side 4 is the exception: up to symmetry it has so few minimal puzzles that every pool holds the bundled ones, and no claim about
+    unseen puzzles can be made there.
+    """
+    side = tasks.side_of(config.task)
+    pool = tasks.load(config.task, path=config.data, split="train") if config.data else generate(side, config.puzzles, seed=config.seed)
+    if side == 4:
+        return pool
+    seen = torch.zeros(len(pool), dtype=torch.bool)
+    for split in ("test", "validation"):
+        seen |= tasks.overlap(tasks.load(config.task, split=split), pool)
+    return pool[~seen]
+
+
+def train(trainer: Trainer, folder: str | os.PathLike[str], *, name: str, command: str, save_every: int, report: Callable[[Progress], None]) -> Path:
+    """Train to the end in `folder` and return the path of the model file.
+
+    The folder gets `model.safetensors` (the averaged model so far), `state.safetensors` (to resume from) and `log.jsonl`. The first two are
+    written every `save_every` segments and at the end, so that an interruption anywhere loses at most that many.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    log = place / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    # After a kill the log may be ahead of the state that was saved.
+    lines = [line for line in lines if json.loads(line)["segment"] <= trainer.segment]
+    log.write_text("".join(line + "\n" for line in lines))
+    with open(log, "a") as file:
+        for progress in trainer.run():
+            file.write(json.dumps(progress) + "\n")
+            file.flush()
+            report(progress)
+            if int(progress["segment"]) % save_every == 0:
+                trainer.save_state(place / "state.safetensors")
+                trainer.save_model(place / "model.safetensors", name=name, command=command)
+    trainer.save_state(place / "state.safetensors")
+    trainer.save_model(place / "model.safetensors", name=name, command=command)
+    return place / "model.safetensors"

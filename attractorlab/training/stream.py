@@ -1,0 +1,52 @@
+"""The data stream: puzzles drawn from a pool, each under a random symmetry of its task."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from attractorlab.tasks import side_of
+from attractorlab.tasks.symmetry import random_symmetries
+from attractorlab.types import Instance
+
+BLANK = 1
+
+
+@dataclass(frozen=True, eq=False)
+class PuzzleStream:
+    """Endless training pairs from `pool`, drawn with `generator`, whose state is the stream's only state.
+
+    Args:
+        pool: The puzzles, with their targets.
+        generator: Draws rows, symmetries and revealed cells.
+        reveal: Share of puzzles that get some of their blanks filled in. Easier puzzles among hard ones teach the
+            network to hold still at a solution (Ren and Liu 2026).
+        reveal_up_to: Largest share of blanks that is filled in.
+    """
+
+    pool: Instance
+    generator: torch.Generator
+    reveal: float
+    reveal_up_to: float
+
+    def next(self, rows: int) -> tuple[Int[Tensor, "row site"], Int[Tensor, "row site"]]:
+        """Inputs and targets of `rows` more puzzles."""
+        assert self.pool.targets is not None
+        g = self.generator
+        chosen = torch.randint(len(self.pool), (rows,), generator=g)
+        symmetry = random_symmetries(side_of(self.pool.task), rows, generator=g)
+        inputs, targets = symmetry.apply(self.pool.inputs[chosen]), symmetry.apply(self.pool.targets[chosen])
+        share = torch.rand(rows, 1, generator=g) * self.reveal_up_to * (torch.rand(rows, 1, generator=g) < self.reveal)
+        shown = (torch.rand(inputs.shape, generator=g) < share) & (inputs == BLANK)
+        return torch.where(shown, targets, inputs), targets
+
+
+def fingerprint(pool: Instance) -> str:
+    """The first 16 hex digits of the SHA-256 of the pool's inputs and targets."""
+    digest = hashlib.sha256(pool.task.encode())
+    for tokens in (pool.inputs, pool.targets):
+        if tokens is not None:
+            digest.update(tokens.to(torch.uint8).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
