@@ -1,1 +1,49 @@
-"""Mechanistic interpretability and attractor analysis of iterative latent reasoners."""
+"""Mechanistic interpretability and attractor analysis of iterative latent reasoners.
+
+Names are imported at first use: ``import attractorlab`` itself loads neither torch nor any other large package.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "attractorlab.types": (
+        "BasinEstimate BasinSlice Convergence Drive Finding FixedPointSet Instance NotConvergedError Origin ProbeFit Projection Report Result "
+        "ScalingGrid Spectrum State Trajectory"
+    ),
+    "attractorlab.maps": "LatentMap repeat_rows strobe",
+    "attractorlab.testing": "check_map",
+    "attractorlab.dynamics.recorder": "every log_spaced only_last trace",
+    "attractorlab.dynamics.orbits": "settle",
+    "attractorlab.dynamics.convergence": "convergence",
+    "attractorlab.dynamics.fixed_points": "by_iteration by_newton_krylov distinct find_fixed_points",
+    "attractorlab.dynamics.spectrum": "dense_jacobian spectrum",
+    "attractorlab.dynamics.basins": "basin_slice basins_of by_answer by_end_state estimate_basins plane_through",
+    "attractorlab.dynamics.scaling": "by_halt by_residual by_vote scaling scaling_of",
+    "attractorlab.projection": "by_pca by_umap project",
+    "attractorlab.probing": "fit_probe",
+    "attractorlab.report": "report",
+    "attractorlab.store": "Run",
+}
+_HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
+_ROOMS = ("models", "plots", "store", "tasks", "testing", "training", "trees")
+
+__all__ = [*sorted(_HOME), *_ROOMS]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        module = import_module(_HOME[name])
+        # `report` and `spectrum` are modules and functions: the function is the public name.
+        value = getattr(module, name)
+        globals()[name] = value
+        return value
+    if name in _ROOMS:
+        return import_module(f"attractorlab.{name}")
+    raise AttributeError(f"attractorlab has no {name!r}. Public names are listed in attractorlab.__all__. Check the spelling.")
+
+
+def __dir__() -> list[str]:
+    return __all__

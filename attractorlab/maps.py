@@ -94,7 +94,7 @@ class LatentMap:
         with sdpa_kernel(SDPBackend.MATH):
             # The primal must be contiguous: jvp refuses expanded tensors.
             primal = {name: leaf.detach().contiguous() for name, leaf in z.items()}
-            _, pushed = torch.func.jvp(lambda s: dict(self.rule(s, self.drive)), (primal,), ({name: v[name] for name in primal},))
+            pushed = torch.func.jvp(lambda s: dict(self.rule(s, self.drive)), (primal,), ({name: v[name] for name in primal},))[1]
         return {name: leaf.detach() for name, leaf in pushed.items()}
 
     def vjp(self, z: State, u: State) -> State:

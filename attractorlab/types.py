@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int, Shaped
@@ -221,7 +221,7 @@ class FixedPointSet:
         """Which points are fixed to within `tol`."""
         return self.result == Result.CONVERGED.code
 
-    def require(self) -> Self:
+    def require(self) -> "FixedPointSet":
         """This set, if every point converged.
 
         Raises:

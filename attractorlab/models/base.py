@@ -6,13 +6,15 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from attractorlab.maps import LatentMap
 from attractorlab.types import Drive, Instance, Origin, State
+
+_Reasoner = TypeVar("_Reasoner", bound="AbstractReasoner")
 
 
 class AbstractReasoner(nn.Module, ABC):
@@ -61,7 +63,7 @@ class AbstractReasoner(nn.Module, ABC):
         """The dtype of the weights."""
         return next(self.parameters()).dtype
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(self: _Reasoner, *args: Any, **kwargs: Any) -> _Reasoner:
         """A copy in another dtype or on another device. Unlike a plain module's, it leaves this model as it is.
 
         Maps bound earlier hold on to the model; a cast in place would change them behind their back.

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from attractorlab.errors import BadData
 from attractorlab.models.eqr import EqR, EqRConfig
 
 FORMAT = "attractorlab-model-1"
@@ -19,7 +20,7 @@ BUNDLED = Path(__file__).parent.parent / "assets" / "models"
 ALIASES = {"eqr-sudoku": "eqr-sudoku-9"}
 
 
-class CheckpointError(ValueError):
+class CheckpointError(BadData):
     """A model file that cannot be read as one."""
 
 

@@ -1,5 +1,6 @@
 """Compiled loops behind `generate`, `solve` and `canonical`: boards are int8 digits, 0 for a blank; bit d-1 stands for digit d."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     """The loop, compiled at first use; kept on disk where numba finds a folder that it may write to."""
+    loop = inspect.unwrap(loop)  # a type checker that wraps functions at import would hide the loop from numba
     try:
         return numba.njit(cache=True, nogil=True)(loop)
     except RuntimeError:  # "cannot cache function: no locator available": a read-only installation

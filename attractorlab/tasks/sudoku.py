@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attractorlab.errors import BadData
 from attractorlab.types import Instance
 
 PAD, BLANK = 0, 1
@@ -17,7 +18,7 @@ _BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 _TASKS = {"sudoku": 9, "sudoku-4": 4, "sudoku-6": 6, "sudoku-9": 9}
 
 
-class DataError(ValueError):
+class DataError(BadData):
     """Raised for puzzles that break their own rules; the message names the row."""
 
 
@@ -68,7 +69,7 @@ def side_for(sites: int) -> int:
     raise ValueError(f"`side_for` got a board of {sites} sites. Boards have 16, 36 or 81 sites. Pass whole boards, row by row.")
 
 
-def verify(instance: Instance, answers: Int[Tensor, "... row site"]) -> Bool[Tensor, "... row"]:
+def verify(instance: Instance, answers: Integer[Tensor, "... row site"]) -> Bool[Tensor, "... row"]:
     """Which answers are complete boards that obey the rules and keep the givens.
 
     No stored solution is read, so that any of several solutions counts, and puzzles without targets can be scored.
@@ -99,7 +100,7 @@ def verify(instance: Instance, answers: Int[Tensor, "... row site"]) -> Bool[Ten
     return kept & _complete(answers, side_of(instance.task))
 
 
-def from_tokens(ids: Sequence[Sequence[int]] | NDArray[np.integer] | Int[Tensor, "row site"], *, task: str = "sudoku") -> Instance:
+def from_tokens(ids: Sequence[Sequence[int]] | NDArray[np.integer] | Integer[Tensor, "row site"], *, task: str = "sudoku") -> Instance:
     """Puzzles made of raw token ids: 1 for a blank, d + 1 for digit d.
 
     Nothing but the vocabulary is checked: contradictory puzzles and puzzles with many solutions pass, and
@@ -117,12 +118,20 @@ def from_tokens(ids: Sequence[Sequence[int]] | NDArray[np.integer] | Int[Tensor,
         torch.Size([1, 16])
     """
     side = side_of(task)
-    given = torch.as_tensor(np.asarray(ids) if not isinstance(ids, Tensor) else ids)
+    if isinstance(ids, Sequence):
+        for row, board in enumerate(ids):
+            if len(board) != side * side:
+                raise DataError(
+                    f"`from_tokens` got a board of {len(board)} ids in row {row}. "
+                    f"In {task} a board has {side * side}, row by row. "
+                    "Correct the row, or pass another `task`."
+                )
+    given = ids.clone() if isinstance(ids, Tensor) else torch.tensor(np.asarray(ids))
     if given.dim() != 2 or given.shape[1] != side * side or given.is_floating_point():
         raise DataError(
             f"`from_tokens` got ids of shape {tuple(given.shape)} and type {given.dtype} for {task}. "
             f"Ids are integers of shape [row {side * side}]. "
-            "Pass one list of ids for each board, or another `task`."
+            "Pass a board to a row, or another `task`."
         )
     tokens = given.long()
     wrong = ((tokens < BLANK) | (tokens > side + 1)).nonzero()
@@ -239,7 +248,7 @@ def clashes(tokens: Int[Tensor, "row site"]) -> Bool[Tensor, " row"]:
     return twice[0] | twice[1] | twice[2]
 
 
-def _complete(tokens: Int[Tensor, "... site"], side: int) -> Bool[Tensor, "..."]:
+def _complete(tokens: Integer[Tensor, "... site"], side: int) -> Bool[Tensor, "..."]:
     """Which boards hold each digit once in every unit."""
     legal = ((tokens > BLANK) & (tokens <= side + 1)).all(-1)
     # A sum of `side` powers of two has `side` bits set only if they all differ.

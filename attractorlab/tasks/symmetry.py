@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
-from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,7 +34,7 @@ class Symmetries:
     def __len__(self) -> int:
         return self.sites.shape[0]
 
-    def apply(self, tokens: Int[Tensor, "... row site"]) -> Int[Tensor, "... row site"]:
+    def apply(self, tokens: Integer[Tensor, "... row site"]) -> Integer[Tensor, "... row site"]:
         """The images of boards, one symmetry for each row; any axes may lead.
 
         Raises:
@@ -51,22 +50,22 @@ class Symmetries:
         names = self.tokens.to(tokens.dtype).expand(*tokens.shape[:-1], -1)
         return names.gather(-1, moved.long())
 
-    def inverse(self) -> Self:
+    def inverse(self) -> "Symmetries":
         """The symmetries that undo these."""
-        return type(self)(self.sites.argsort(-1), self.tokens.argsort(-1))
+        return Symmetries(self.sites.argsort(-1), self.tokens.argsort(-1))
 
-    def compose(self, other: "Symmetries") -> Self:
+    def compose(self, other: "Symmetries") -> "Symmetries":
         """`other` first, then these: ``a.compose(b).apply(x)`` is ``a.apply(b.apply(x))``."""
-        return type(self)(other.sites.gather(-1, self.sites), self.tokens.gather(-1, other.tokens))
+        return Symmetries(other.sites.gather(-1, self.sites), self.tokens.gather(-1, other.tokens))
 
-    def take(self, rows: slice | Sequence[int] | Tensor) -> Self:
+    def take(self, rows: slice | Sequence[int] | Tensor) -> "Symmetries":
         """The symmetries of chosen or repeated rows."""
         chosen = rows if isinstance(rows, (slice, Tensor)) else list(rows)
-        return type(self)(self.sites[chosen], self.tokens[chosen])
+        return Symmetries(self.sites[chosen], self.tokens[chosen])
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Symmetries":
         """These symmetries on another device."""
-        return type(self)(self.sites.to(device), self.tokens.to(device))
+        return Symmetries(self.sites.to(device), self.tokens.to(device))
 
 
 def identity(side: int, rows: int) -> Symmetries:

@@ -145,7 +145,8 @@ class Trainer:
     @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.config.ema, (1 + self.segment) / (10 + self.segment))
-        ours, theirs = list(self.average.parameters()), list(self.model.parameters())
+        ours: list[Tensor] = list(self.average.parameters())
+        theirs: list[Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(ours, theirs, 1 - decay)
 
     def _precision(self) -> AbstractContextManager[object]:

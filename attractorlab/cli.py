@@ -1,0 +1,359 @@
+"""The command line: one subcommand per verb. The only place that prints."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from attractorlab.errors import BadData, SpaceError
+
+if TYPE_CHECKING:
+    from attractorlab.models.eqr import EqR
+    from attractorlab.store import Run
+    from attractorlab.types import Instance
+
+OK, USAGE, PARTIAL, BAD_DATA = 0, 2, 3, 4
+
+app = typer.Typer(
+    help="Attractor analysis of iterative latent reasoners: do they settle, on what, how stably, and is it the solution?",
+    epilog="Exit codes: 0 done, 2 wrong usage, 3 not finished (what is complete is kept), 4 bad data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 for all cores.", min=0)]
+Model = Annotated[str, typer.Argument(help="A bundled model, a .safetensors file, or a training folder.")]
+TaskName = Annotated[str, typer.Option(help="Task of the puzzles; the model's own if left out.")]
+Data = Annotated[str, typer.Option(help="Puzzle file (.csv, .csv.gz) or array folder; the bundled puzzles if left out.")]
+Split = Annotated[str, typer.Option(help="Which part of the puzzles.")]
+Rows = Annotated[int, typer.Option(help="Puzzles, spread evenly over the split.", min=1)]
+Starts = Annotated[int, typer.Option(help="Random starts per puzzle.", min=1)]
+Ticks = Annotated[int, typer.Option(help="Ticks to follow each start; one tick is one segment of the model.", min=3)]
+Tol = Annotated[float, typer.Option(help="Relative residual that counts as at rest.")]
+Level = Annotated[float, typer.Option(help="Coverage of the intervals.", min=0.5, max=0.9999)]
+Seed = Annotated[int, typer.Option(help="Of the starts.", min=0)]
+Baseline = Annotated[str, typer.Option(help='A model to compare with, "none", or "auto" for the bundled one without random starts.')]
+
+
+@app.command()
+def report(
+    model: Model = "eqr-sudoku-6",
+    task: TaskName = "",
+    data: Data = "",
+    split: Split = "test",
+    rows: Rows = 48,
+    starts: Starts = 16,
+    ticks: Ticks = 64,
+    tol: Tol = 1e-4,
+    level: Level = 0.95,
+    seed: Seed = 0,
+    baseline: Baseline = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for index.html, report.json, report.md and run/.")] = Path("out/report"),
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Record a model on puzzles and write a stability report.
+
+    An interrupted report goes on where it stopped when the same command is given again.
+    """
+    _use(threads)
+    run = _record(out / "run", model, task, data, split, rows, starts, ticks, tol, level, seed, baseline, analysed=True)
+    import attractorlab as al
+
+    with _saying() as say:
+        made = al.report(run, out, say=say)
+    if as_json:
+        _print_json({"report": str(out / "index.html"), "findings": [vars(one) for one in made.findings]})
+    else:
+        typer.echo((out / "report.md").read_text().split("## ", 2)[1].removeprefix("Verdict\n").strip())
+        typer.echo(f"\nOpen {out / 'index.html'} in a browser.")
+
+
+@app.command()
+def record(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    model: Model = "eqr-sudoku-6",
+    task: TaskName = "",
+    data: Data = "",
+    split: Split = "test",
+    rows: Rows = 48,
+    starts: Starts = 16,
+    ticks: Ticks = 64,
+    tol: Tol = 1e-4,
+    level: Level = 0.95,
+    seed: Seed = 0,
+    baseline: Baseline = "none",
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Record trajectories into a run folder, without analysing them."""
+    _use(threads)
+    run = _record(out, model, task, data, split, rows, starts, ticks, tol, level, seed, baseline, analysed=False)
+    facts = {"run": str(out), "units": len(run.manifest.units), "done": len(run.done()), "bytes": run.bytes()}
+    _tell(facts, as_json)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A configuration: eqr-sudoku-4, eqr-sudoku-6, trm-sudoku-6 or eqr-sudoku-9.")],
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors, state.safetensors and log.jsonl.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, as often as needed; unknown keys are refused.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training that the folder holds.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    save_every: Annotated[int, typer.Option(help="Segments between two saves.", min=1)] = 200,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a reasoner, or go on with an interrupted training to the same bytes."""
+    from attractorlab.training.config import read_config
+    from attractorlab.training.loop import Trainer, train as run_training
+
+    _use(threads)
+    pairs = [text.partition("=") for text in overrides or []]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise ValueError(f"`train` got --set {key!r}. Settings are written key=value. Write, for example, --set lr=0.001.")
+    settings = read_config(config, {key: value for key, _, value in pairs})
+    state = out / "state.safetensors"
+    if state.exists() and not resume:
+        raise ValueError(f"`train` found a training in {out}. A folder holds one training. Add --resume to go on with it, or choose another --out.")
+    if resume and not state.exists():
+        raise ValueError(f"`train` found no {state} to resume. A training is resumed from its state. Leave out --resume to begin it.")
+    if not resume:
+        typer.echo(f"{config}: preparing the puzzles", err=True)
+    trainer = Trainer.resume(state, device=device) if resume else Trainer(settings, device=device)
+    if resume and trainer.config != settings:
+        raise ValueError(f"`train` was asked to resume {out} with other settings than it was begun with. A training keeps its settings. Repeat the first command and add --resume.")
+    with _bar(f"training {config}", trainer.config.segments) as bar:
+        bar(trainer.segment, "")
+
+        def show(p: dict[str, float]) -> None:
+            bar(int(p["segment"]), f"loss {p['loss']:.4f}, exact {100 * p['exact']:.1f} %, {p['seconds_left'] / 60:.1f} min left")
+
+        path = run_training(trainer, out, name=config, command=_command(), save_every=save_every, report=show)
+    _tell({"model": str(path), "segments": trainer.segment, "parameters": sum(p.numel() for p in trainer.model.parameters())}, as_json)
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="A bundled model, a model file, a training folder or a run folder.")],
+    as_json: Json = False,
+) -> None:
+    """Say what a model or a run holds."""
+    place = Path(path)
+    if (place / "manifest.json").exists() or (place / "run" / "manifest.json").exists():
+        from attractorlab.store import Run
+
+        run = Run(place if (place / "manifest.json").exists() else place / "run")
+        missing = run.missing()
+        facts: dict[str, Any] = {"run": str(run.path), "created": run.manifest.created, "complete": len(run.done()), "missing": len(missing), "bytes": run.bytes()}
+        _tell(facts | {key: value for key, value in run.manifest.config.items() if key != "ids"}, as_json)
+        if missing:
+            raise typer.Exit(PARTIAL)
+        return
+    from attractorlab import models
+
+    reasoner, about = models.load(path), models.describe(models.find(path))
+    parameters = sum(p.numel() for p in reasoner.parameters())
+    facts = {"name": about["name"], "weights": reasoner.origin().weights, "parameters": parameters, **json.loads(about["config"])}
+    facts |= {key: about[key] for key in ("command", "segments", "data") if key in about}
+    _tell(facts | ({"training": json.loads(about["training"])} if "training" in about else {}), as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check that the installation works and gives right numbers."""
+    from attractorlab.doctor import examine
+
+    checks = examine()
+    if as_json:
+        _print_json({name: {"ok": good, "says": says} for name, good, says in checks})
+    else:
+        for name, good, says in checks:
+            typer.echo(f"{'ok  ' if good else 'FAIL'}  {name}: {says}")
+    if not all(good for _, good, _ in checks):
+        raise typer.Exit(PARTIAL)
+
+
+@app.command()
+def probe(
+    name: Annotated[str, typer.Argument(help="A probe in ./probes, or the path of one.")],
+    log: Annotated[bool, typer.Option(help="Add the outcome to LOG.md beside the probe.")] = True,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Run one probe, a file that asks one question, and log its outcome."""
+    from attractorlab.probes import add_to_log, run_probe
+
+    _use(threads)
+    path = Path(name) if name.endswith(".py") else Path("probes") / f"{name}.py"
+    outcome = run_probe(path)
+    if log:
+        add_to_log(path, outcome, command=_command())
+    if as_json:
+        _print_json({"question": outcome.question, "answer": outcome.answer, "findings": [vars(one) for one in outcome.findings]})
+    else:
+        typer.echo(outcome.text())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Misuse is 2, work that could not be finished 3, data that cannot be used 4; each prints one message and no traceback.
+    """
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(sys.argv[1:] if argv is None else argv, prog_name="attractorlab", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("Interrupted. What was complete is kept. Give the same command again to go on (for `train`, with --resume).", PARTIAL)
+    except typer.Exit as ended:
+        return int(ended.exit_code)
+    except typer.TyperException as error:
+        return _fail(f"{error.format_message()} See attractorlab --help.", USAGE)
+    except SpaceError as error:
+        return _fail(str(error), PARTIAL)
+    except OSError as error:
+        return _fail(f"{error}. The work could not be finished; what was complete is kept. Make room or choose another --out.", PARTIAL)
+    except ValueError as error:
+        return _fail(str(error), BAD_DATA if isinstance(error, BadData) else USAGE)
+    return int(code or 0)
+
+
+def _record(
+    folder: Path, model: str, task: str, data: str, split: str, rows: int, starts: int, ticks: int, tol: float, level: float, seed: int, baseline: str, *, analysed: bool
+) -> "Run":
+    from attractorlab import models
+    from attractorlab.report.analysis import ANALYSIS, BASELINE, MAIN, OWN
+    from attractorlab.sweep import Series, record
+
+    reasoner = models.load(model)
+    instance = _instances(reasoner, task, data, split, rows)
+
+    def series(name: str, one: "EqR", count: int, scale: float | None) -> tuple["EqR", Series]:
+        return one, Series(model=name, weights=one.origin().weights, starts=count, scale=scale, every=one.config.H_cycles)
+
+    asked = {MAIN: series(model, reasoner, starts, reasoner.config.start_scale)}
+    other = _baseline(baseline, reasoner)
+    if other:
+        second = models.load(other)
+        reasoner_task, other_task = reasoner.config.task, second.config.task
+        if reasoner_task != other_task:
+            raise models.CheckpointError(f"`report` got a model for {reasoner_task} and a baseline for {other_task}. Both solve the same puzzles. Use --baseline none.")
+        asked[BASELINE] = series(other, second, starts, reasoner.config.start_scale)
+        asked[OWN] = series(other, second, 1, None)
+    settings = {"data": data, "split": split, "tol": tol, "level": level, "command": _command()}
+    stored = _stored_command(folder)
+    if stored:
+        settings["command"] = stored
+    from attractorlab.dynamics.orbits import check_tol
+
+    check_tol(tol, reasoner.dtype, "report")
+    with _bar("recording", 1) as bar:
+        return record(
+            folder,
+            instance,
+            asked,
+            ticks=ticks,
+            seed=seed,
+            settings=settings,
+            also=[ANALYSIS] if analysed else [],
+            progress=lambda done, of: bar(done / max(1, of), f"{done} of {of} units"),
+        )
+
+
+def _stored_command(folder: Path) -> str:
+    """The command that began a run: continuing it with other spelling is no difference."""
+    if not (folder / "manifest.json").exists():
+        return ""
+    from attractorlab.store import Run
+
+    return str(Run(folder).manifest.config["command"])
+
+
+def _instances(reasoner: "EqR", task: str, data: str, split: str, rows: int) -> "Instance":
+    import torch
+
+    from attractorlab import tasks
+    from attractorlab.models import CheckpointError
+
+    name = task or reasoner.config.task
+    found = tasks.load(name, split=split, path=data or None)
+    if found.task != reasoner.config.task:
+        raise CheckpointError(
+            f"`report` got {found.task} for {reasoner.name}, a model for {reasoner.config.task}. A reasoner only takes the task it was built for. "
+            f"Use --task {reasoner.config.task}, or a model for {found.task}."
+        )
+    if rows > len(found):
+        raise ValueError(f"`report` got --rows {rows} for {len(found)} puzzles. It takes each puzzle once. Use --rows {len(found)} or fewer.")
+    return found[torch.arange(rows) * len(found) // rows]
+
+
+def _baseline(asked: str, reasoner: "EqR") -> str:
+    from attractorlab import models
+
+    if asked != "auto":
+        return "" if asked == "none" else asked
+    twin = reasoner.config.task and f"trm-{reasoner.config.task}"
+    return twin if twin in models.names() and reasoner.name != twin else ""
+
+
+def _use(threads: int) -> None:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join(["attractorlab", *sys.argv[1:]])
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"attractorlab: {message}", err=True)
+    return code
+
+
+def _tell(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(facts)
+        return
+    for key, value in facts.items():
+        typer.echo(f"{key}: {json.dumps(value) if isinstance(value, (dict, list)) else value}")
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, allow_nan=True))
+
+
+@contextmanager
+def _bar(title: str, total: float) -> Iterator[Callable[[float, str], None]]:
+    """A progress line on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[says]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total, says="")
+        yield lambda done, says: progress.update(task, completed=done, says=says)
+
+
+@contextmanager
+def _saying() -> Iterator[Callable[[str], None]]:
+    """A line on standard error for each stage of the analysis."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("analysing") as status:
+        yield lambda stage: (status.update(stage), console.log(stage, highlight=False))[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Dynamics: consumes a LatentMap, gives nouns; knows nothing of models and tasks."""

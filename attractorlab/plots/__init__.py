@@ -1,0 +1,30 @@
+"""Pictures: nouns in, plotly figures out. Nothing is computed here but layout, quantiles and intervals."""
+
+from attractorlab.plots.curves import outcome_words, residual_curves, residual_vs_accuracy, settle_times, settled_by_solved
+from attractorlab.plots.eigenvalues import spectrum
+from attractorlab.plots.grids import probe, scaling, scaling_lines
+from attractorlab.plots.paths import trajectories
+from attractorlab.plots.shares import basin_slice, basins
+from attractorlab.plots.tables import MAZE, SUDOKU, Markup, boards
+from attractorlab.plots.theme import recoloured, template
+
+__all__ = [
+    "MAZE",
+    "SUDOKU",
+    "Markup",
+    "basin_slice",
+    "basins",
+    "boards",
+    "outcome_words",
+    "probe",
+    "recoloured",
+    "residual_curves",
+    "residual_vs_accuracy",
+    "scaling",
+    "scaling_lines",
+    "settle_times",
+    "settled_by_solved",
+    "spectrum",
+    "template",
+    "trajectories",
+]

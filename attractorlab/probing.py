@@ -1,0 +1,91 @@
+"""fit_probe: what a linear map can read from the state, tick by tick, beside a control."""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from attractorlab.statistics import cluster_mean
+from attractorlab.types import ProbeFit, Trajectory
+
+
+def fit_probe(
+    traj: Trajectory,
+    labels: Int[Tensor, "instance site"],
+    *,
+    leaf: str,
+    sites: Bool[Tensor, "instance site"],
+    test_share: float,
+    generator: torch.Generator,
+    level: float = 0.95,
+    target: str = "label",
+) -> ProbeFit:
+    """Held-out accuracy of a logistic regression from one site's vector to that site's label, per kept tick.
+
+    Instances, not rows, are split into a training and a test part: starts of one instance share their answer. The control task asks the same probe for
+    the labels of another instance, which the state cannot know: its score is what the probe gets from label frequencies alone.
+
+    Args:
+        traj: A trajectory with states kept at the ticks to probe.
+        labels: What to read, one row of sites per instance.
+        leaf: Which leaf of the state to read it from, shaped [row site width].
+        sites: Which sites count; leave out those whose label stands in the input.
+        test_share: Share of instances held out.
+        generator: Draws the split and the control.
+        level: Coverage of the intervals, from a bootstrap over held-out instances.
+        target: A name for what is read, kept with the result.
+
+    Raises:
+        ValueError: If there is no such leaf, or fewer than two instances on either side of the split.
+
+    References:
+        Alain and Bengio (2016), linear probes; Hewitt and Liang (2019), control tasks and selectivity.
+    """
+    if leaf not in traj.states:
+        raise ValueError(f"`fit_probe` got leaf={leaf!r}. A probe reads one leaf of the state. Use one of {', '.join(traj.states)}.")
+    instances = torch.unique(traj.instance)
+    shuffled = instances[torch.randperm(len(instances), generator=generator)]
+    held = round(test_share * len(instances))
+    if held < 2 or len(instances) - held < 2:
+        raise ValueError(
+            f"`fit_probe` got test_share={test_share} of {len(instances)} instances. Two or more are needed on each side. Use more instances, or test_share=0.3."
+        )
+    test = torch.isin(traj.instance, shuffled[:held])
+    other = torch.empty(int(instances.max()) + 1, dtype=torch.int64)
+    other[shuffled] = shuffled.roll(1)  # every instance gets another one's labels
+    used = sites[traj.instance]
+    truth, control = labels[traj.instance], labels[other[traj.instance]]
+    cluster = traj.instance[:, None].expand_as(used)[test][used[test]]
+    scores = [[_accuracy(states, y, used, test) for y in (truth, control)] for states in traj.states[leaf]]
+    means = [[cluster_mean(hit.double(), cluster, level=level) for hit in pair] for pair in scores]
+    column = torch.tensor([[first[0], first[1], first[2], second[0]] for first, second in means], dtype=torch.float64)
+    return ProbeFit(
+        ticks=traj.kept,
+        score=column[:, 0],
+        low=column[:, 1],
+        high=column[:, 2],
+        control=column[:, 3],
+        selectivity=column[:, 0] - column[:, 3],
+        train_instances=len(instances) - held,
+        test_instances=held,
+        level=level,
+        target=target,
+        clock=traj.clock,
+        origin=traj.origin,
+    )
+
+
+def _accuracy(states: Tensor, labels: Tensor, used: Tensor, test: Tensor) -> Bool[Tensor, " sample"]:
+    """Which held-out samples a probe trained on the others gets right."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def samples(rows: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        return states[rows][used[rows]].float().numpy(), labels[rows][used[rows]].numpy()
+
+    # A few hundred iterations are enough for a score; the probe need not be at its optimum to the last digit.
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, tol=1e-3))
+    probe.fit(*samples(~test))
+    x, y = samples(test)
+    return torch.as_tensor(probe.predict(x) == y)

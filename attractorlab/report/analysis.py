@@ -1,0 +1,261 @@
+"""From a recorded run to the nouns that a report speaks of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from attractorlab import models, tasks, trees
+from attractorlab.dynamics.basins import basin_slice, basins_of, by_end_state, plane_through
+from attractorlab.dynamics.convergence import convergence
+from attractorlab.dynamics.fixed_points import by_newton_krylov, find_fixed_points
+from attractorlab.dynamics.recorder import every, trace
+from attractorlab.dynamics.scaling import by_halt, by_residual, by_vote, scaling_of
+from attractorlab.dynamics.spectrum import spectrum
+from attractorlab.maps import LatentMap
+from attractorlab.models.eqr import EqR
+from attractorlab.projection import by_pca, by_umap, project
+from attractorlab.store import Run, RunError, join
+from attractorlab.sweep import PUZZLES, Series, units_of, whole
+from attractorlab.types import (
+    BasinEstimate,
+    BasinSlice,
+    Convergence,
+    FixedPointSet,
+    Instance,
+    Projection,
+    ScalingGrid,
+    Spectrum,
+    State,
+    Trajectory,
+)
+
+ANALYSIS = "analysis"  # the segment that holds what is computed here
+MAIN, BASELINE, OWN = "main", "baseline", "own"
+END_STATE = 10.0  # ends of one attractor lie within this many times the tolerance of rest, relatively
+FIXED_TOL = 1e-10  # float64 residual of a fixed point; the floor is 1e-13
+FIXED_STEPS = 30
+MODES = 8
+POINTS = 96  # ends that are polished, at most
+UNSETTLED = 16  # of them, ends not at rest
+PLANE, PLANE_EXTENT = 41, 1.5
+PATH_INSTANCES, PATH_STARTS, PATH_TICKS = 3, 8, 32
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A run read back: the instances, and per series the model, the trajectory and its convergence."""
+
+    run: Run
+    instance: Instance
+    series: dict[str, Series]
+    reasoner: dict[str, EqR]
+    traj: dict[str, Trajectory]
+    conv: dict[str, Convergence]
+    tol: float
+    level: float
+
+    @property
+    def clock(self) -> str:
+        """One tick of the run in words."""
+        return self.traj[MAIN].clock
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """All that a report says, as nouns. `polished` says for each fixed-point candidate which row it came from."""
+
+    basins: BasinEstimate
+    ends: BasinEstimate
+    grid: ScalingGrid
+    points: FixedPointSet
+    spectrum: Spectrum
+    plane: BasinSlice
+    pca: Projection
+    umap: Projection
+    baseline: ScalingGrid | None
+    own: ScalingGrid | None
+
+
+def recorded(run: Run, *, reasoners: dict[str, EqR] | None = None) -> Recorded:
+    """Read a run back, with its models.
+
+    Raises:
+        RunError: If the main series is not complete, or a model's weights are not those of the run.
+    """
+    config = run.manifest.config
+    missing = [unit for unit in run.missing() if unit != ANALYSIS]
+    if missing:
+        raise RunError(
+            f"{run.path} lacks {len(missing)} of {len(run.manifest.units)} units, the first being {missing[0]!r}. A report is made of a complete run. "
+            "Run the command that began it again: it goes on where it stopped."
+        )
+    instance: Instance = run.read(PUZZLES)["instance"]
+    series = {name: Series(**one) for name, one in config["series"].items()}
+    found: dict[str, EqR] = {}
+    for name, one in series.items():
+        given = (reasoners or {}).get(name)
+        found[name] = models.load(one.model) if given is None else given
+        if found[name].origin().weights != one.weights:
+            raise RunError(
+                f"{run.path} was recorded with weights {one.weights} of {one.model}, which now has {found[name].origin().weights}. "
+                "A report reads the model that made the run. Record the run again with the present weights."
+            )
+    traj = {name: join([run.read(unit)["trajectory"] for unit in units_of(run, name)]) for name in series}
+    tol = float(config["tol"])
+    conv = {name: convergence(one, tol=tol, targets=instance.targets) for name, one in traj.items()}
+    return Recorded(run, instance, series, found, traj, conv, tol, float(config["level"]))
+
+
+def analyse(data: Recorded, *, say: Say) -> Analysis:
+    """Compute every noun of the report, or read those that the run already holds."""
+    names = ("basins", "ends", "grid", "points", "spectrum", "plane", "pca", "umap", "baseline", "own")
+    if data.run.has(ANALYSIS):
+        stored = data.run.read(ANALYSIS)
+        return Analysis(**{name: stored.get(name) for name in names})  # type: ignore[arg-type]
+    traj, conv = data.traj[MAIN], data.conv[MAIN]
+    seed = int(data.run.manifest.config["seed"])
+    say("basins and scaling")
+    basins = basins_of(traj, conv, level=data.level, sampler=law(data, MAIN))
+    ends = basins_of(traj, conv, level=data.level, by_state=END_STATE * data.tol, sampler=law(data, MAIN))
+    grids = {name: grid_of(data, name) for name in data.series}
+    say("fixed points in float64")
+    f64, z64 = float64_map(data)
+    chosen = candidates(ends, conv)
+    points = find_fixed_points(f64.take(chosen), trees.take(z64, chosen), method=by_newton_krylov, tol=FIXED_TOL, max_steps=FIXED_STEPS)
+    points = replace(points, row=chosen[points.row])
+    say("spectra")
+    fixed = points[points.converged]
+    spec = spectrum(f64.take(fixed.row), fixed.states, k=MODES)
+    say("a plane through state space")
+    f, z0 = whole(data.reasoner[MAIN], data.instance, data.series[MAIN], seed=seed)
+    plane = plane_of(data, f, z0, ends)
+    say("trajectories, PCA and UMAP")
+    rows = path_rows(conv, ends)
+    paths = trace(f.take(rows), trees.take(z0, rows), ticks=min(PATH_TICKS, len(traj.ticks) - 1), keep=every(1))
+    pca, umap = project(paths, by_pca(2)), project(paths, by_umap(2, random_state=0))
+    pca, umap = replace(pca, row=rows[pca.row]), replace(umap, row=rows[umap.row])
+    found = Analysis(basins, ends, grids[MAIN], points, spec, plane, pca, umap, grids.get(BASELINE), grids.get(OWN))
+    data.run.write(ANALYSIS, {name: getattr(found, name) for name in names if getattr(found, name) is not None})
+    return found
+
+
+def law(data: Recorded, name: str) -> str:
+    """The law of a series' starts in words."""
+    one = data.series[name]
+    return "the model's own start" if one.scale is None else f"normal numbers cut at two standard deviations, of standard deviation {one.scale:g}"
+
+
+def grid_of(data: Recorded, name: str) -> ScalingGrid:
+    """Accuracy over the powers of two up to the run's depth and breadth."""
+    assert data.instance.targets is not None
+    traj = data.traj[name]
+    return scaling_of(
+        traj,
+        data.instance.targets,
+        depth=powers(len(traj.ticks) - 1),
+        breadth=powers(data.series[name].starts),
+        select=[by_residual, by_vote, by_halt],
+        level=data.level,
+    )
+
+
+def powers(top: int) -> list[int]:
+    """1, 2, 4, ... and `top`."""
+    return sorted({top, *(2**k for k in range(top.bit_length()) if 2**k <= top)})
+
+
+def float64_map(data: Recorded) -> tuple[LatentMap, State]:
+    """The main map in float64, one row per row of the run, and the run's last states."""
+    reasoner = data.reasoner[MAIN].to(torch.float64)
+    f, _ = whole(reasoner, data.instance, replace(data.series[MAIN], starts=1), seed=0)
+    traj = data.traj[MAIN]
+    return f.take(traj.instance), trees.to(traj.last, torch.float64)
+
+
+def candidates(ends: BasinEstimate, conv: Convergence) -> Int[Tensor, " point"]:
+    """The rows whose ends are polished: one of each attractor, larger shares first, and a few that did not settle."""
+    largest_first = torch.argsort(-ends.count, stable=True)[: POINTS - UNSETTLED]
+    restless = (~conv.settled & (conv.period == 0)).nonzero().squeeze(1)
+    # One of each instance before a second of any.
+    first = torch.tensor([k for k, one in enumerate(conv.instance[restless].tolist()) if one not in conv.instance[restless][:k].tolist()], dtype=torch.int64)
+    return torch.cat([torch.sort(ends.example[largest_first]).values, restless[first][:UNSETTLED]])
+
+
+def solved_ends(data: Recorded) -> Bool[Tensor, " row"]:
+    """Which rows of the main series end solved, by the rules of the task."""
+    traj = data.traj[MAIN]
+    return tasks.verify(data.instance[traj.instance], traj.readouts["answer"][-1].long())
+
+
+def interesting(conv: Convergence, ends: BasinEstimate) -> list[int]:
+    """Instances to show: the one with most attractors, the slowest that settles, and a typical one."""
+    attractors = torch.bincount(ends.of_instance, minlength=int(ends.instances.max()) + 1)
+    slowness = torch.zeros(len(attractors)).scatter_reduce(0, conv.instance, conv.settle_tick.float(), "amax")
+    restless = torch.zeros(len(attractors)).scatter_reduce(0, conv.instance, (~conv.settled).float(), "sum")
+    order = torch.argsort(slowness, stable=True)
+    wanted = [int((attractors + restless / 1000).argmax()), int(slowness.argmax()), int(order[len(order) // 2]), *order.tolist()]
+    seen: list[int] = []
+    for one in wanted:
+        if one not in seen and int(attractors[one]) > 0:
+            seen.append(one)
+    return seen or [0]
+
+
+def path_rows(conv: Convergence, ends: BasinEstimate) -> Int[Tensor, " row"]:
+    """The rows whose whole paths are drawn."""
+    rows = [(conv.instance == one).nonzero().squeeze(1)[:PATH_STARTS] for one in interesting(conv, ends)[:PATH_INSTANCES]]
+    return torch.cat(rows)
+
+
+def plane_of(data: Recorded, f: LatentMap, z0: State, ends: BasinEstimate) -> BasinSlice:
+    """A plane through the largest attractor of the instance with most of them, a second attractor or a start, and a start."""
+    conv, traj = data.conv[MAIN], data.traj[MAIN]
+    one = interesting(conv, ends)[0]
+    examples = ends.example[ends.of_instance == one]
+    rows = (conv.instance == one).nonzero().squeeze(1)
+    end, begin = traj.last, z0
+    center = trees.take(end, examples[:1] if len(examples) else rows[:1])
+    first = trees.take(end, examples[1:2]) if len(examples) > 1 else trees.take(begin, rows[:1])
+    axes = plane_through(center, first, trees.take(begin, rows[-1:]))
+    return basin_slice(
+        f.take(rows[:1]),
+        center=center,
+        axes=axes,
+        extent=PLANE_EXTENT,
+        resolution=PLANE,
+        label=by_end_state(END_STATE * data.tol),
+        tol=data.tol,
+        max_ticks=len(traj.ticks) - 1,
+    )
+
+
+def residual_auc(conv: Convergence, ticks: list[int]) -> Float[Tensor, " tick"]:
+    """How well a low residual at each tick tells the rows that end solved: the area under the ROC curve, NaN if all end alike."""
+    from sklearn.metrics import roc_auc_score
+
+    assert conv.solved is not None
+    good = conv.solved[-1].numpy()
+    if good.all() or not good.any():
+        return torch.full((len(ticks),), torch.nan, dtype=torch.float64)
+    return torch.tensor([float(roc_auc_score(good, -conv.residual[t].double().numpy())) for t in ticks], dtype=torch.float64)
+
+
+def describe_points(points: FixedPointSet, conv: Convergence) -> dict[str, Any]:
+    """Counts of the polishing: how many candidates, at rest or not, became fixed points, and how far they moved."""
+    at_rest = conv.settled[points.row]
+    good = points.converged
+    return {
+        "at_rest": int(at_rest.sum()),
+        "at_rest_fixed": int((at_rest & good).sum()),
+        "restless": int((~at_rest).sum()),
+        "restless_fixed": int((~at_rest & good).sum()),
+        "moved": points.moved[at_rest & good],
+        "restless_moved": points.moved[~at_rest & good],
+        "residual": points.residual[good],
+    }

@@ -1,0 +1,217 @@
+"""The numbers of a report, each with its interval and n; and the verdict in five sentences."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from attractorlab.report.analysis import BASELINE, MAIN, OWN, Analysis, Recorded, describe_points, law, residual_auc, solved_ends
+from attractorlab.statistics import clopper_pearson, effective_n, wilson
+from attractorlab.types import Finding, ScalingGrid
+
+
+def findings(data: Recorded, found: Analysis) -> tuple[Finding, ...]:
+    """Every number that the report claims, in the order of its sections."""
+    return (*settling(data), *solving(data), *stability(data, found), *basin_numbers(data, found), *compute(data, found), *compared(data, found))
+
+
+def share(
+    claim: str, values: Bool[Tensor, " row"], instance: Int[Tensor, " row"], *, level: float, source: str, unit: str = "share of starts"
+) -> Finding:
+    """A share of rows, its Wilson interval widened for the starts of an instance being alike.
+
+    `n` counts rows; the interval takes them for as many independent ones as they are worth.
+    """
+    n = len(values)
+    if n == 0:
+        return Finding(claim, math.nan, 0.0, 1.0, 0, unit, source)
+    p = values.double().mean()
+    worth = torch.tensor(effective_n(values, instance), dtype=torch.float64)
+    low, high = wilson(p * worth, worth, level=level)
+    return Finding(claim, float(p), float(low), float(high), n, unit, source)
+
+
+def exact(claim: str, count: int, n: int, *, level: float, unit: str, source: str) -> Finding:
+    """A share of independent things, with the Clopper-Pearson interval."""
+    low, high = clopper_pearson(count, n, level=level) if n else (0.0, 1.0)
+    return Finding(claim, count / n if n else math.nan, low, high, n, unit, source)
+
+
+def spread(claim: str, values: Float[Tensor, " item"], *, unit: str, source: str, at: float = 0.5) -> Finding:
+    """A quantile of a sample (the median unless told) with the 10 % and 90 % quantiles as its range."""
+    v = values[~values.isnan()].double()
+    if len(v) == 0:
+        return Finding(claim, math.nan, math.nan, math.nan, 0, unit, source)
+    q = torch.quantile(v, torch.tensor([0.1, at, 0.9], dtype=torch.float64))
+    return Finding(claim, float(q[1]), float(q[0]), float(q[2]), len(v), unit, source)
+
+
+def settling(data: Recorded) -> list[Finding]:
+    """Does it settle, and when."""
+    conv = data.conv[MAIN]
+    words = {"settled": conv.settled, "periodic": conv.period > 1}
+    words["diverged"] = torch.tensor([word == "diverged" for word in conv.verdict])
+    words["wandering"] = ~words["settled"] & ~words["periodic"] & ~words["diverged"]
+    found = [share(f"{word} at the last tick", mask, conv.instance, level=data.level, source="convergence.verdict") for word, mask in words.items()]
+    found.append(spread("tick from which settled rows are at rest (median; range 10-90 %)", conv.settle_tick[conv.settled].double(), unit=data.clock, source="convergence.settle_tick"))
+    found.append(spread("factor by which the residual shrinks per tick (median; range 10-90 %)", conv.rate[conv.settled], unit=f"per {data.clock}", source="convergence.rate"))
+    return found
+
+
+def solving(data: Recorded) -> list[Finding]:
+    """Is the place where it settles the solution."""
+    conv = data.conv[MAIN]
+    good = solved_ends(data)
+    rest = conv.settled
+    found = [share("solved at the last tick", good, conv.instance, level=data.level, source="trajectory.answer")]
+    found.append(share("solved among settled", good[rest], conv.instance[rest], level=data.level, source="trajectory.answer, convergence.period", unit="share of settled starts"))
+    found.append(share("solved among not settled", good[~rest], conv.instance[~rest], level=data.level, source="trajectory.answer, convergence.period", unit="share of unsettled starts"))
+    wrong = ~good
+    found.append(share("settled among not solved", rest[wrong], conv.instance[wrong], level=data.level, source="trajectory.answer, convergence.period", unit="share of unsolved starts"))
+    assert conv.first_solved is not None and conv.stays_solved is not None
+    ever = conv.first_solved >= 0
+    found.append(share("once solved, still solved at the last tick", (conv.stays_solved >= 0)[ever], conv.instance[ever], level=data.level, source="convergence.solved", unit="share of starts ever solved"))
+    ticks = [t for t in (1, 2, 4, 8, 16) if t < len(conv.ticks)]
+    for t, auc in zip(ticks, residual_auc(conv, ticks).tolist(), strict=True):
+        found.append(Finding(f"AUC of a low residual at tick {t} for a solved end", auc, math.nan, math.nan, len(good), "area under the ROC curve", "convergence.residual"))
+    return found
+
+
+def stability(data: Recorded, found: Analysis) -> list[Finding]:
+    """On what it settles, and how stable that is."""
+    about = describe_points(found.points, data.conv[MAIN])
+    spec = found.spectrum
+    n = len(spec.verdict)
+    out = [
+        exact("ends at rest that are near a fixed point", about["at_rest_fixed"], about["at_rest"], level=data.level, unit="share of distinct ends at rest", source="points.result"),
+        spread("relative distance that polishing moved ends at rest (median; range 10-90 %)", about["moved"], unit="of the state's norm", source="points.moved"),
+        Finding("largest relative distance that polishing moved an end at rest", _top(about["moved"]), math.nan, math.nan, len(about["moved"]), "of the state's norm", "points.moved"),
+        Finding("largest float64 residual of a fixed point", _top(about["residual"]), math.nan, math.nan, len(about["residual"]), "relative", "points.residual"),
+        exact("ends not at rest from which Newton's method finds a fixed point", about["restless_fixed"], about["restless"], level=data.level, unit="share of unsettled ends tried", source="points.result"),
+        spread("relative distance to it (median; range 10-90 %)", about["restless_moved"], unit="of the state's norm", source="points.moved"),
+    ]
+    for word in ("stable", "unstable", "marginal", "ill-conditioned"):
+        count = sum(verdict.startswith(word) for verdict in spec.verdict)
+        out.append(exact(f"fixed points that are {word}", count, n, level=data.level, unit="share of fixed points", source="spectrum.verdict"))
+    out.append(spread("spectral radius (median; range 10-90 %)", spec.radius, unit=f"per {data.clock}", source="spectrum.radius"))
+    out.append(Finding("largest spectral radius", _top(spec.radius), math.nan, math.nan, n, f"per {data.clock}", "spectrum.radius"))
+    out.append(Finding("largest defect ‖Jv − λv‖ of a reported eigenvalue", _top(spec.defect), math.nan, math.nan, spec.defect.numel(), "absolute", "spectrum.defect"))
+    return out
+
+
+def basin_numbers(data: Recorded, found: Analysis) -> list[Finding]:
+    """How many attractors, and how large their basins."""
+    b, ends = found.basins, found.ends
+    out = []
+    for name, estimate, source in (("answer", b, "basins"), ("end state", ends, "ends")):
+        kinds = torch.bincount(estimate.of_instance, minlength=int(estimate.instances.max()) + 1)[estimate.instances]
+        out.append(exact(f"instances with exactly one attractor seen, by {name}", int((kinds == 1).sum()), len(kinds), level=data.level, unit="share of instances", source=f"{source}.label"))
+        out.append(Finding(f"most attractors seen on one instance, by {name}", float(kinds.max()), math.nan, math.nan, len(kinds), "attractors", f"{source}.label"))
+    out.append(share("starts in the largest basin of their instance, by answer", b.labels == 0, b.instance, level=data.level, source="basins.labels"))
+    out.append(share("starts undecided", b.labels < 0, b.instance, level=data.level, source="basins.labels"))
+    out.append(spread("share of starts in attractors not seen, after Good and Turing (median; range 10-90 %)", b.missing_mass, unit="share of starts", source="basins.missing_mass"))
+    out.append(Finding("independent starts that the starts are worth", b.effective_n, math.nan, math.nan, len(b.labels), "starts", "basins.effective_n"))
+    return out
+
+
+def compute(data: Recorded, found: Analysis) -> list[Finding]:
+    """What depth and breadth buy."""
+    g = found.grid
+    out = [_cell(g, -1, 0, 0, f"solved by one start at depth {int(g.depth[-1])}", "grid")]
+    out += [_cell(g, -1, -1, k, f"solved at depth {int(g.depth[-1])}, breadth {int(g.breadth[-1])}, selected by {name}", "grid") for k, name in enumerate(g.selectors)]
+    out.append(_cell(g, 0, 0, 0, f"solved by one start at depth {int(g.depth[0])}", "grid"))
+    out.append(_spread(g, "path dependence", "grid"))
+    return out
+
+
+def compared(data: Recorded, found: Analysis) -> list[Finding]:
+    """The same numbers of the baseline."""
+    if found.baseline is None or found.own is None:
+        return []
+    g, own, conv = found.baseline, found.own, data.conv[BASELINE]
+    rest, good = conv.settled, conv.solved
+    assert good is not None
+    starts = f"from {law(data, BASELINE)}"
+    return [
+        _cell(own, -1, 0, 0, f"baseline: solved at depth {int(own.depth[-1])} from {law(data, OWN)}", "own"),
+        _cell(g, -1, 0, 0, f"baseline: solved by one start at depth {int(g.depth[-1])} {starts}", "baseline"),
+        *[_cell(g, -1, -1, k, f"baseline: solved at depth {int(g.depth[-1])}, breadth {int(g.breadth[-1])}, selected by {name}", "baseline") for k, name in enumerate(g.selectors)],
+        _spread(g, "baseline: path dependence", "baseline"),
+        share("baseline: settled at the last tick", rest, conv.instance, level=data.level, source="convergence of series baseline"),
+        share("baseline: solved among settled", good[-1][rest], conv.instance[rest], level=data.level, source="convergence of series baseline", unit="share of settled starts"),
+        share("baseline: settled among not solved", rest[~good[-1]], conv.instance[~good[-1]], level=data.level, source="convergence of series baseline", unit="share of unsolved starts"),
+    ]
+
+
+def verdict(data: Recorded, found: Analysis, numbers: tuple[Finding, ...]) -> list[str]:
+    """Five sentences: does it settle; on what, how stable; is it the solution; how large the basins; what compute buys."""
+    by = {one.claim: one for one in numbers}
+    conv, g = data.conv[MAIN], found.grid
+    about = describe_points(found.points, conv)
+    n = len(conv.verdict)
+    ticks = int(conv.ticks[-1])
+    settled = by["settled at the last tick"]
+    when = by["tick from which settled rows are at rest (median; range 10-90 %)"]
+    radius = by["spectral radius (median; range 10-90 %)"]
+    stable = by["fixed points that are stable"]
+    right, wrong = by["solved among settled"], by["settled among not solved"]
+    one = by["instances with exactly one attractor seen, by end state"]
+    largest = by["starts in the largest basin of their instance, by answer"]
+    shallow, deep = by[f"solved by one start at depth {int(g.depth[0])}"], by[f"solved by one start at depth {int(g.depth[-1])}"]
+    selected = by[f"solved at depth {int(g.depth[-1])}, breadth {int(g.breadth[-1])}, selected by residual"]
+    tail = f"at rest from tick {when.value:.0f} on (median)" if when.n else "none of them at rest"
+    first = (
+        f"It settles: of {n} starts on {len(data.instance)} puzzles, {percent(settled)} end at rest within {ticks} ticks "
+        f"(residual below {data.tol:g}, one tick is {data.clock}), {tail}."
+    )
+    if settled.value < 0.5:
+        first = first.replace("It settles:", "Mostly it does not settle:")
+    elif settled.value < 0.9:
+        first = first.replace("It settles:", "Often it settles:")
+    moved = f"by at most {_top(about['moved']):.1e} of its norm" if about["at_rest_fixed"] else "in no case"
+    second = (
+        f"What it settles on are fixed points: polished in float64, {about['at_rest_fixed']} of {about['at_rest']} distinct ends have a residual below {found.points.tol:g}, "
+        f"reached by moving {moved}; {percent(stable, count=True)} of all {len(found.spectrum.verdict)} fixed points found are stable, with spectral radius {number(radius)}."
+    )
+    third = f"Settled means solved for {percent(right)} of the settled starts, and of the starts that fail {percent(wrong)} have settled on a wrong answer." if wrong.n else (
+        f"Settled means solved for {percent(right)} of the settled starts; no start failed."
+    )
+    fourth = (
+        f"{percent(one)} of the puzzles show exactly one attractor in {int(found.ends.starts.max())} starts, and the largest basin of a puzzle takes {percent(largest)} of its starts "
+        f"(starts of one puzzle are alike: these {n} are worth {found.basins.effective_n:.0f} independent ones)."
+    )
+    fifth = (
+        f"Depth lifts one start from {percent(shallow)} solved at tick {int(g.depth[0])} to {percent(deep)} at tick {int(g.depth[-1])}; "
+        f"the best of {int(g.breadth[-1])} starts by residual solves {percent(selected)}."
+    )
+    return [first, second, third, fourth, fifth]
+
+
+def percent(one: Finding, *, count: bool = False) -> str:
+    """A share with its interval in words."""
+    if one.n == 0 or math.isnan(one.value):
+        return "none (n = 0)"
+    head = f"{round(one.value * one.n)} ({100 * one.value:.1f} %" if count else f"{100 * one.value:.1f} % ("
+    return f"{head}{', ' if count else ''}{100 * one.low:.1f}-{100 * one.high:.1f} %)" if count else f"{head}{100 * one.low:.1f}-{100 * one.high:.1f} %)"
+
+
+def number(one: Finding) -> str:
+    """A median with its range in words."""
+    if one.n == 0:
+        return "not measured (n = 0)"
+    return f"{one.value:.3g} ({one.low:.3g}-{one.high:.3g})"
+
+
+def _cell(g: ScalingGrid, depth: int, breadth: int, selector: int, claim: str, source: str) -> Finding:
+    at = (depth, breadth, selector)
+    return Finding(claim, float(g.accuracy[at]), float(g.low[at]), float(g.high[at]), g.instances, "share of instances", f"{source}.accuracy")
+
+
+def _spread(g: ScalingGrid, name: str, source: str) -> Finding:
+    value = float(g.spread[-1, -1])
+    return Finding(f"{name}: mean |accuracy over {int(g.breadth[-1])} starts − accuracy of the first|", value, math.nan, math.nan, g.instances, "share", f"{source}.spread")
+
+
+def _top(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else math.nan

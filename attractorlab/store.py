@@ -1,0 +1,266 @@
+"""A run on disk: a manifest and immutable segments, each an xarray DataTree in Zarr, committed by one rename."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from attractorlab.errors import BadData, SpaceError
+from attractorlab.types import (
+    BasinEstimate,
+    BasinSlice,
+    Convergence,
+    FixedPointSet,
+    Instance,
+    Origin,
+    ProbeFit,
+    Projection,
+    ScalingGrid,
+    Spectrum,
+    Trajectory,
+    dims_of,
+)
+
+if TYPE_CHECKING:
+    import xarray
+
+SCHEMA = 1
+NOUNS = {
+    noun.__name__: noun
+    for noun in (Instance, Trajectory, Convergence, FixedPointSet, Spectrum, BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit)
+}
+Noun = TypeVar("Noun")
+
+
+class RunError(BadData):
+    """A folder that cannot be read as a run."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was asked of a run: never changed once written."""
+
+    config: Mapping[str, Any]
+    units: tuple[str, ...]
+    created: str
+    schema: int = SCHEMA
+
+
+class Run:
+    """A run's folder: ``manifest.json`` and ``segments/<unit>.zarr``.
+
+    A segment is complete or absent: it is written under a dotted name and renamed. A killed run loses the unit in flight and nothing else;
+    the units without a segment are what is left to do.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """The run in folder `path`.
+
+        Raises:
+            RunError: If the folder has no readable manifest.
+        """
+        self.path = Path(path)
+        try:
+            found = json.loads((self.path / "manifest.json").read_text())
+            self.manifest = Manifest(config=found["config"], units=tuple(found["units"]), created=found["created"], schema=found["schema"])
+        except (OSError, KeyError, ValueError) as error:
+            raise RunError(
+                f"{self.path} has no readable manifest.json ({type(error).__name__}). A run is a folder that `attractorlab record` or `report` made. "
+                "Check the path, or record the run again."
+            ) from None
+        if self.manifest.schema != SCHEMA:
+            raise RunError(
+                f"{self.path} has schema {self.manifest.schema}. This version reads schema {SCHEMA}. Use the version of attractorlab that wrote it."
+            )
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], *, config: Mapping[str, Any], units: Sequence[str], created: str) -> "Run":
+        """A new run, or the one that is there if it asked for the same.
+
+        Raises:
+            RunError: If the folder holds another run.
+        """
+        place = Path(path)
+        if (place / "manifest.json").exists():
+            run = cls(place)
+            if json.loads(json.dumps(dict(config))) != run.manifest.config or tuple(units) != run.manifest.units:
+                differ = sorted(key for key in {*config, *run.manifest.config} if json.loads(json.dumps(config.get(key))) != run.manifest.config.get(key))
+                raise RunError(
+                    f"{place} holds a run that differs in {', '.join(differ) or 'its units'}. A run is only continued with the same settings. "
+                    "Choose another --out, or remove that folder."
+                )
+            return run
+        (place / "segments").mkdir(parents=True, exist_ok=True)
+        manifest = Manifest(config=config, units=tuple(units), created=created)
+        temporary = place / f".manifest-{uuid.uuid4().hex}"
+        temporary.write_text(json.dumps(asdict(manifest), indent=1))
+        os.replace(temporary, place / "manifest.json")
+        return cls(place)
+
+    def done(self) -> list[str]:
+        """The units that have a segment, in the order of the manifest."""
+        return [unit for unit in self.manifest.units if self.has(unit)]
+
+    def missing(self) -> list[str]:
+        """The units that have none."""
+        return [unit for unit in self.manifest.units if not self.has(unit)]
+
+    def has(self, unit: str) -> bool:
+        """Whether `unit` has a segment."""
+        return self._segment(unit).is_dir()
+
+    def write(self, unit: str, nouns: Mapping[str, Any]) -> None:
+        """Commit `nouns` as the segment of `unit`. If somebody else did so first, theirs stays."""
+        import xarray
+
+        temporary = self.path / "segments" / f".tmp-{uuid.uuid4().hex}"
+        try:
+            tree = xarray.DataTree.from_dict({name: to_dataset(noun) for name, noun in nouns.items()})
+            tree.to_zarr(temporary, zarr_format=3, consolidated=False, encoding=None)
+            _sync(temporary)
+            try:
+                os.rename(temporary, self._segment(unit))
+            except OSError:
+                if not self.has(unit):
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def read(self, unit: str) -> dict[str, Any]:
+        """The nouns in the segment of `unit`.
+
+        Raises:
+            RunError: If there is none.
+        """
+        import xarray
+
+        if not self.has(unit):
+            raise RunError(f"{self.path} has no segment {unit!r}. A unit is read once it is complete. Run the command again to complete it.")
+        with xarray.open_datatree(self._segment(unit), engine="zarr", consolidated=False) as tree:
+            return {name: from_dataset(node.to_dataset().load()) for name, node in tree.children.items()}
+
+    def trajectory(self) -> Trajectory:
+        """The trajectories of all finished units, side by side.
+
+        Raises:
+            RunError: If no unit is finished.
+        """
+        parts = [self.read(unit)["trajectory"] for unit in self.done()]
+        if not parts:
+            raise RunError(f"{self.path} has no finished unit. There is nothing to read yet. Run the command again to continue it.")
+        return join(parts)
+
+    def bytes(self) -> int:
+        """What the folder holds on disk."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    def _segment(self, unit: str) -> Path:
+        return self.path / "segments" / f"{unit}.zarr"
+
+
+def join(parts: Sequence[Trajectory]) -> Trajectory:
+    """Trajectories of different rows of one run as one."""
+    first = parts[0]
+
+    def side_by_side(name: str, axis: int) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts], dim=axis)
+
+    return Trajectory(
+        states={name: torch.cat([part.states[name] for part in parts], dim=1) for name in first.states},
+        kept=first.kept,
+        ticks=first.ticks,
+        residual=side_by_side("residual", 1),
+        recurrence=side_by_side("recurrence", 1),
+        readouts={name: torch.cat([part.readouts[name] for part in parts], dim=1) for name in first.readouts},
+        last_tick=side_by_side("last_tick", 0),
+        result=side_by_side("result", 0),
+        instance=side_by_side("instance", 0),
+        start=side_by_side("start", 0),
+        clock=first.clock,
+        origin=first.origin,
+    )
+
+
+def to_dataset(noun: Any) -> "xarray.Dataset":
+    """A noun as a labelled dataset; dimension names come from its annotations."""
+    import xarray
+
+    variables: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
+    dims = dims_of(type(noun))
+    for one in fields(noun):
+        value = getattr(noun, one.name)
+        if isinstance(value, Tensor):
+            variables[one.name] = _variable(value, dims[one.name], one.name)
+        elif isinstance(value, Origin):
+            attributes[one.name] = json.dumps(asdict(value))
+        elif isinstance(value, Mapping) and all(isinstance(leaf, Tensor) for leaf in value.values()):
+            named = dims.get(one.name, ("...",))
+            for key, leaf in value.items():
+                variables[f"{one.name}.{key}"] = _variable(leaf, named, f"{one.name}.{key}")
+            attributes[one.name] = json.dumps(list(value))
+        else:
+            attributes[one.name] = json.dumps(value if not isinstance(value, Mapping) else dict(value))
+    return xarray.Dataset(variables, attrs={"noun": type(noun).__name__, **attributes})
+
+
+def from_dataset(data: "xarray.Dataset") -> Any:
+    """The noun that `to_dataset` wrote."""
+    noun = NOUNS[data.attrs["noun"]]
+    values: dict[str, Any] = {}
+    for one in fields(noun):
+        if one.name in data.variables:
+            values[one.name] = torch.as_tensor(data[one.name].values.copy())
+        elif one.name == "origin":
+            found = json.loads(data.attrs["origin"])
+            values["origin"] = Origin(**{**found, "argv": tuple(found["argv"])})
+        else:
+            stored = json.loads(data.attrs[one.name])
+            if isinstance(stored, list) and stored and all(f"{one.name}.{key}" in data.variables for key in stored):
+                values[one.name] = {key: torch.as_tensor(data[f"{one.name}.{key}"].values.copy()) for key in stored}
+            elif stored == [] and "Mapping" in str(one.type):
+                values[one.name] = {}
+            else:
+                values[one.name] = tuple(stored) if isinstance(stored, list) else stored
+    return noun(**values)
+
+
+@contextmanager
+def room_for(path: str | os.PathLike[str], size: int) -> Iterator[None]:
+    """Refuse at once if `path` has no room for `size` bytes.
+
+    Raises:
+        SpaceError: If it has not.
+    """
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise SpaceError(
+            f"{path} has {free / 1e6:.1f} MB free and this run writes about {size / 1e6:.1f} MB. A run is only begun if it fits. "
+            "Choose another --out, or fewer puzzles, starts or ticks."
+        )
+    yield
+
+
+def _variable(value: Tensor, dims: Sequence[str], name: str) -> tuple[tuple[str, ...], Any]:
+    named = [dim for dim in dims if dim != "..."]
+    extra = tuple(f"{name}_{k}" for k in range(value.ndim - len(named)))
+    at = list(dims).index("...") if "..." in dims else len(named)
+    return (*named[:at], *extra, *named[at:]), value.detach().cpu().numpy()
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
