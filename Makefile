@@ -38,8 +38,8 @@ types: $(INSTALLED)  ## Check the types
 test: lint types  ## Check style and types, run every test and every example in a docstring
 	$(BIN)/python -m pytest
 
-report: $(INSTALLED)  ## Analyse a bundled model and write $(OUT)/index.html
-	$(BIN)/attractorlab report --out $(OUT) $(if $(MODEL),--model $(MODEL)) $(if $(ROWS),--rows $(ROWS)) \
+report: $(INSTALLED)  ## Analyse a bundled model; writes index.html, report.json and report.md
+	$(BIN)/attractorlab report $(MODEL) --out $(OUT) $(if $(ROWS),--rows $(ROWS)) \
 		$(if $(STARTS),--starts $(STARTS)) $(if $(TICKS),--ticks $(TICKS))
 
 notebooks: $(INSTALLED)  ## Run every notebook in place

@@ -1,5 +1,7 @@
 """fit_probe: what a linear map can read from the state, tick by tick, beside a control."""
 
+import warnings
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
@@ -36,13 +38,37 @@ def fit_probe(
         target: A name for what is read, kept with the result.
 
     Raises:
-        ValueError: If there is no such leaf, or fewer than two instances on either side of the split.
+        ValueError: If there is no such leaf, it has no site axis or is not finite, the labels do not fit, or fewer than two instances are on
+            either side of the split.
+
+    Example:
+        >>> from attractorlab import every, trace
+        >>> from attractorlab.maps import LatentMap
+        >>> g = torch.Generator().manual_seed(0)
+        >>> bits = torch.randint(0, 2, (20, 6), generator=g)
+        >>> told = LatentMap(
+        ...     lambda z, x: {"z": 0.5 * z["z"] + x["x"]}, {"x": bits[..., None].float()}, instance=torch.arange(20), start=torch.zeros(20).long()
+        ... )
+        >>> traj = trace(told, {"z": torch.randn(20, 6, 1, generator=g)}, ticks=4, keep=every(4))
+        >>> fit = fit_probe(traj, bits, leaf="z", sites=torch.ones(20, 6, dtype=torch.bool), test_share=0.4, generator=g)
+        >>> fit.score[-1].item()
+        1.0
 
     References:
         Alain and Bengio (2016), linear probes; Hewitt and Liang (2019), control tasks and selectivity.
     """
     if leaf not in traj.states:
         raise ValueError(f"`fit_probe` got leaf={leaf!r}. A probe reads one leaf of the state. Use one of {', '.join(traj.states)}.")
+    states = traj.states[leaf]
+    if states.ndim != 4 or labels.shape != sites.shape or labels.shape[1:] != states.shape[2:3] or len(labels) <= int(traj.instance.max()):
+        raise ValueError(
+            f"`fit_probe` got a leaf of shape {tuple(states.shape)}, labels of {tuple(labels.shape)} and sites of {tuple(sites.shape)}. A leaf is "
+            "[kept row site width], labels and sites are [instance site]. Pass one row of labels and sites for each instance."
+        )
+    if not bool(states.isfinite().all()):
+        raise ValueError(
+            "`fit_probe` got states that are not all finite. A probe is fitted to numbers. Trace again with the rows whose result is COMPLETED."
+        )
     instances = torch.unique(traj.instance)
     shuffled = instances[torch.randperm(len(instances), generator=generator)]
     held = round(test_share * len(instances))
@@ -56,7 +82,7 @@ def fit_probe(
     used = sites[traj.instance]
     truth, control = labels[traj.instance], labels[other[traj.instance]]
     cluster = traj.instance[:, None].expand_as(used)[test][used[test]]
-    scores = [[_accuracy(states, y, used, test) for y in (truth, control)] for states in traj.states[leaf]]
+    scores = [[_accuracy(at, y, used, test) for y in (truth, control)] for at in states]
     means = [[cluster_mean(hit.double(), cluster, level=level) for hit in pair] for pair in scores]
     column = torch.tensor([[first[0], first[1], first[2], second[0]] for first, second in means], dtype=torch.float64)
     return ProbeFit(
@@ -77,6 +103,7 @@ def fit_probe(
 
 def _accuracy(states: Tensor, labels: Tensor, used: Tensor, test: Tensor) -> Bool[Tensor, " sample"]:
     """Which held-out samples a probe trained on the others gets right."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -86,6 +113,8 @@ def _accuracy(states: Tensor, labels: Tensor, used: Tensor, test: Tensor) -> Boo
 
     # A few hundred iterations are enough for a score; the probe need not be at its optimum to the last digit.
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, tol=1e-3))
-    probe.fit(*samples(~test))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        probe.fit(*samples(~test))
     x, y = samples(test)
     return torch.as_tensor(probe.predict(x) == y)

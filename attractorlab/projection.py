@@ -5,13 +5,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attractorlab import trees
 from attractorlab.types import Projection, Trajectory
 
 Layout = Callable[[Float[Tensor, "point dim"]], "Placed"]
@@ -45,11 +45,22 @@ def project(traj: Trajectory, method: Layout, *, points_per_row: int = 40) -> Pr
         reverse), at 15 neighbours, 1 is perfect, read on at most 3,000 points.
 
     Raises:
-        ValueError: If fewer than 4 points are left, or any of them is not finite.
+        ValueError: If fewer than 4 points are left, any of them is not finite, or `points_per_row` is below 2.
+
+    Example:
+        >>> from attractorlab import every, trace
+        >>> from attractorlab.maps import LatentMap
+        >>> turn = LatentMap(lambda z, x: {"z": 0.9 * z["z"].flip(1) * torch.tensor([1.0, -1.0])}, {}, clock="tick")
+        >>> traj = trace(turn, {"z": torch.tensor([[1.0, 0.0], [0.0, 2.0]])}, ticks=20, keep=every(1))
+        >>> proj = project(traj, by_pca(2))
+        >>> proj.method, round(proj.faithfulness["trustworthiness"], 3)
+        ('PCA', 1.0)
 
     References:
         Venna and Kaski (2001), trustworthiness and continuity.
     """
+    if points_per_row < 2:
+        raise ValueError(f"`project` got points_per_row={points_per_row}. A path has a first and a last point. Use points_per_row=40.")
     time, row = thin(traj, points_per_row)
     flat = torch.cat([leaf[time, row].flatten(1) for leaf in traj.states.values()], dim=1).double()
     if len(flat) < 4 or not bool(flat.isfinite().all()):
@@ -78,7 +89,7 @@ def by_pca(n_components: int = 2) -> Layout:
         n = min(n_components, len(s))
         # A sign convention, so that the picture is the same on every machine: the largest loading is positive.
         sign = vh[:n].gather(1, vh[:n].abs().argmax(1, keepdim=True)).sign().squeeze(1)
-        share = (s**2 / (s**2).sum()).tolist()
+        share = (s**2 / (s**2).sum().clamp(min=1e-300)).tolist()
         return Placed(u[:, :n] * s[:n] * sign, "PCA", {f"variance {k + 1}": share[k] for k in range(n)})
 
     return place
@@ -164,7 +175,7 @@ def _neighbours(x: Float[Tensor, "point dim"], k: int) -> tuple[Tensor, Tensor]:
     return distance, index
 
 
-def _umap() -> "object":
+def _umap() -> Any:
     # On a read-only installation numba finds no place for its cache and the import fails.
     if "NUMBA_CACHE_DIR" not in os.environ:
         import numba
@@ -175,5 +186,3 @@ def _umap() -> "object":
         warnings.simplefilter("ignore")
         import umap
     return umap
-
-

@@ -38,6 +38,9 @@ def wilson(count: Shaped[Tensor, "..."], n: Shaped[Tensor, "..."], *, level: flo
 def clopper_pearson(count: int, n: int, *, level: float) -> tuple[float, float]:
     """The exact interval for a share, `count` of `n`; never too short, so it is used for claims.
 
+    Raises:
+        ValueError: If `count` is not between 0 and `n`.
+
     Example:
         >>> low, high = clopper_pearson(0, 100, level=0.95)
         >>> low, round(high, 6)
@@ -46,6 +49,8 @@ def clopper_pearson(count: int, n: int, *, level: float) -> tuple[float, float]:
     References:
         Clopper and Pearson (1934).
     """
+    if not 0 <= count <= n:
+        raise ValueError(f"`clopper_pearson` got {count} of {n}. A share counts some of all. Give a count between 0 and n.")
     a = (1 - _checked(level)) / 2
     low = 0.0 if count == 0 else float(stats.beta.ppf(a, count, n - count + 1))
     high = 1.0 if count == n else float(stats.beta.ppf(1 - a, count + 1, n - count))
@@ -76,8 +81,9 @@ def cluster_mean(values: Float[Tensor, " row"], cluster: Int[Tensor, " row"], *,
 def effective_n(values: Bool[Tensor, " row"], cluster: Int[Tensor, " row"]) -> float:
     """How many independent rows the clustered `values` are worth: n/(1 + (m − 1)ρ), ρ the correlation inside clusters of m rows.
 
-    ρ is the one-way analysis-of-variance estimate, cut to [0, 1]. It lies between the number of clusters (all rows of a cluster
-    agree) and the number of rows. Where all values agree everywhere ρ is not defined; the number of clusters is returned.
+    ρ is the one-way analysis-of-variance estimate, cut to [0, 1]; m is the mean size of the cluster that a row is in. The result lies between the
+    number of clusters (all rows of a cluster agree; fewer if the sizes differ) and the number of rows. Where all values agree everywhere ρ is not
+    defined; the number of clusters is returned.
 
     Example:
         >>> effective_n(torch.tensor([True, True, False, False]), torch.tensor([0, 0, 1, 1]))
@@ -95,9 +101,9 @@ def effective_n(values: Bool[Tensor, " row"], cluster: Int[Tensor, " row"]) -> f
     means = np.bincount(index, x, groups) / counts
     between = float((counts * (means - x.mean()) ** 2).sum() / (groups - 1))
     within = float(((x - means[index]) ** 2).sum() / (n - groups))
-    m = (n - (counts**2).sum() / n) / (groups - 1)
-    rho = min(1.0, max(0.0, (between - within) / (between + (m - 1) * within)))
-    return float(n / (1 + (m - 1) * rho))
+    typical = (n - (counts**2).sum() / n) / (groups - 1)  # Donner's m₀: the sizes' mean, less a part of their variance
+    rho = min(1.0, max(0.0, (between - within) / (between + (typical - 1) * within)))
+    return float(n / (1 + ((counts**2).sum() / n - 1) * rho))
 
 
 def _checked(level: float) -> float:

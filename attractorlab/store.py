@@ -70,8 +70,8 @@ class Run:
         self.path = Path(path)
         try:
             found = json.loads((self.path / "manifest.json").read_text())
-            self.manifest = Manifest(config=found["config"], units=tuple(found["units"]), created=found["created"], schema=found["schema"])
-        except (OSError, KeyError, ValueError) as error:
+            self.manifest = Manifest(config=dict(found["config"]), units=tuple(found["units"]), created=found["created"], schema=found["schema"])
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"{self.path} has no readable manifest.json ({type(error).__name__}). A run is a folder that `attractorlab record` or `report` made. "
                 "Check the path, or record the run again."
@@ -80,14 +80,16 @@ class Run:
             raise RunError(
                 f"{self.path} has schema {self.manifest.schema}. This version reads schema {SCHEMA}. Use the version of attractorlab that wrote it."
             )
+        _check_units(self.manifest.units)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], *, config: Mapping[str, Any], units: Sequence[str], created: str) -> "Run":
         """A new run, or the one that is there if it asked for the same.
 
         Raises:
-            RunError: If the folder holds another run.
+            RunError: If the folder holds another run, or a unit's name cannot name a file.
         """
+        _check_units(units)
         place = Path(path)
         if (place / "manifest.json").exists():
             run = cls(place)
@@ -101,7 +103,10 @@ class Run:
         (place / "segments").mkdir(parents=True, exist_ok=True)
         manifest = Manifest(config=config, units=tuple(units), created=created)
         temporary = place / f".manifest-{uuid.uuid4().hex}"
-        temporary.write_text(json.dumps(asdict(manifest), indent=1))
+        with open(temporary, "w") as file:
+            file.write(json.dumps(asdict(manifest), indent=1))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, place / "manifest.json")
         return cls(place)
 
@@ -118,8 +123,15 @@ class Run:
         return self._segment(unit).is_dir()
 
     def write(self, unit: str, nouns: Mapping[str, Any]) -> None:
-        """Commit `nouns` as the segment of `unit`. If somebody else did so first, theirs stays."""
+        """Commit `nouns` as the segment of `unit`. If somebody else did so first, theirs stays.
+
+        Raises:
+            RunError: If the manifest has no such unit.
+        """
         import xarray
+
+        if unit not in self.manifest.units:
+            raise RunError(f"{self.path} has no unit {unit!r}. A run holds the units of its manifest. Use one of {', '.join(self.manifest.units)}.")
 
         temporary = self.path / "segments" / f".tmp-{uuid.uuid4().hex}"
         try:
@@ -147,15 +159,15 @@ class Run:
         with xarray.open_datatree(self._segment(unit), engine="zarr", consolidated=False) as tree:
             return {name: from_dataset(node.to_dataset().load()) for name, node in tree.children.items()}
 
-    def trajectory(self) -> Trajectory:
-        """The trajectories of all finished units, side by side.
+    def trajectory_of(self, series: str) -> Trajectory:
+        """The trajectories of all finished units of a series, side by side.
 
         Raises:
-            RunError: If no unit is finished.
+            RunError: If no unit of it is finished.
         """
-        parts = [self.read(unit)["trajectory"] for unit in self.done()]
+        parts = [self.read(unit)["trajectory"] for unit in self.done() if unit.rpartition("-")[0] == series]
         if not parts:
-            raise RunError(f"{self.path} has no finished unit. There is nothing to read yet. Run the command again to continue it.")
+            raise RunError(f"{self.path} has no finished unit of series {series!r}. There is nothing to read yet. Run the command again to continue it.")
         return join(parts)
 
     def bytes(self) -> int:
@@ -167,8 +179,19 @@ class Run:
 
 
 def join(parts: Sequence[Trajectory]) -> Trajectory:
-    """Trajectories of different rows of one run as one."""
+    """Trajectories of different rows of one run as one.
+
+    Raises:
+        RunError: If they are of different clocks, ticks, leaves, readouts or weights.
+    """
     first = parts[0]
+    kinds = {(part.clock, part.origin.weights, tuple(part.states), tuple(part.readouts), *part.kept.tolist(), *part.ticks.tolist()) for part in parts}
+    if len(kinds) > 1:
+        clocks = ", ".join(sorted({f"{int(part.ticks[-1])} ticks of {part.clock} of {part.origin.model}" for part in parts}))
+        raise RunError(
+            f"`join` got trajectories of {len(kinds)} kinds: {clocks}. Only rows of one model, clock and length stand side by side. "
+            "Join the units of one series."
+        )
 
     def side_by_side(name: str, axis: int) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts], dim=axis)
@@ -213,19 +236,29 @@ def to_dataset(noun: Any) -> "xarray.Dataset":
 
 
 def from_dataset(data: "xarray.Dataset") -> Any:
-    """The noun that `to_dataset` wrote."""
-    noun = NOUNS[data.attrs["noun"]]
+    """The noun that `to_dataset` wrote.
+
+    Raises:
+        RunError: If `data` is something else.
+    """
+    noun = NOUNS.get(data.attrs.get("noun", ""))
+    absent = [one.name for one in fields(noun) if one.name not in data.variables and one.name not in data.attrs] if noun else []
+    if noun is None or absent:
+        raise RunError(
+            f"A segment holds {data.attrs.get('noun', 'no noun')!r} without {', '.join(absent) or 'a known name'}. A noun is stored with all its fields. "
+            "Use the version of attractorlab that wrote it."
+        )
     values: dict[str, Any] = {}
     for one in fields(noun):
         if one.name in data.variables:
-            values[one.name] = torch.as_tensor(data[one.name].values.copy())
+            values[one.name] = _tensor(data[one.name])
         elif one.name == "origin":
             found = json.loads(data.attrs["origin"])
             values["origin"] = Origin(**{**found, "argv": tuple(found["argv"])})
         else:
             stored = json.loads(data.attrs[one.name])
             if isinstance(stored, list) and stored and all(f"{one.name}.{key}" in data.variables for key in stored):
-                values[one.name] = {key: torch.as_tensor(data[f"{one.name}.{key}"].values.copy()) for key in stored}
+                values[one.name] = {key: _tensor(data[f"{one.name}.{key}"]) for key in stored}
             elif stored == [] and "Mapping" in str(one.type):
                 values[one.name] = {}
             else:
@@ -252,11 +285,24 @@ def room_for(path: str | os.PathLike[str], size: int) -> Iterator[None]:
     yield
 
 
-def _variable(value: Tensor, dims: Sequence[str], name: str) -> tuple[tuple[str, ...], Any]:
+def _check_units(units: Sequence[str]) -> None:
+    wrong = [unit for unit in units if not isinstance(unit, str) or unit in ("", "..") or Path(unit).name != unit]
+    if wrong:
+        raise RunError(f"A run has a unit {wrong[0]!r}. A unit's name names a file. Use letters, digits, dots and hyphens.")
+
+
+def _variable(value: Tensor, dims: Sequence[str], name: str) -> tuple[tuple[str, ...], Any, dict[str, str]]:
     named = [dim for dim in dims if dim != "..."]
     extra = tuple(f"{name}_{k}" for k in range(value.ndim - len(named)))
     at = list(dims).index("...") if "..." in dims else len(named)
-    return (*named[:at], *extra, *named[at:]), value.detach().cpu().numpy()
+    # numpy has no bfloat16; float32 holds all of it.
+    values = value.detach().cpu()
+    return (*named[:at], *extra, *named[at:]), (values.float() if value.dtype == torch.bfloat16 else values).numpy(), {"dtype": str(value.dtype)}
+
+
+def _tensor(stored: "xarray.DataArray") -> Tensor:
+    values = torch.as_tensor(stored.values.copy())
+    return values.bfloat16() if stored.attrs.get("dtype") == "torch.bfloat16" else values
 
 
 def _sync(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """record: instances x starts as independent units of a run on disk."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,8 +130,3 @@ def price(instance: Instance, series: Mapping[str, tuple[EqR, Series]], *, ticks
         z = reasoner.random_start(f.drive, scale=1.0, generator=torch.Generator().manual_seed(0))
         total += len(instance) * one.starts * bytes_of(f, z, ticks=ticks, keep=only_last())
     return total
-
-
-def units_of(run: Run, series: str) -> Iterator[str]:
-    """The units of a series, in order."""
-    return (unit for unit in run.manifest.units if unit.rpartition("-")[0] == series)

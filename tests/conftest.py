@@ -1,5 +1,8 @@
-"""What every test may use: the one generator, and starts on the toy maps."""
+"""Fixtures for every test."""
 
+from collections.abc import Iterator
+
+import jaxtyping
 import pytest
 import torch
 
@@ -13,3 +16,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def generator() -> torch.Generator:
     """A generator on the CPU with seed 0, fresh for every test."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Annotations are not checked during this test: what a user without the checker sees, our own errors included."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

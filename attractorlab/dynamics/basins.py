@@ -15,6 +15,7 @@ from attractorlab.maps import LatentMap
 from attractorlab.statistics import effective_n, wilson
 from attractorlab.types import BasinEstimate, BasinSlice, Convergence, Origin, Result, State, Trajectory
 
+SKETCH = 64  # directions of the projection that spares full distances
 Label = Callable[[LatentMap, State, Bool[Tensor, " row"]], Int[Tensor, " row"]]
 """Given the map, its end states and which of them are at rest, a number per row; equal numbers on one instance mean one attractor."""
 
@@ -100,7 +101,7 @@ def basins_of(traj: Trajectory, conv: Convergence, *, level: float, by_state: fl
 
 def label_answers(answer: Int[Tensor, "row ..."]) -> Int[Tensor, " row"]:
     """Equal numbers for equal answers."""
-    return torch.unique(answer.flatten(1).long(), dim=0, return_inverse=True)[1]
+    return torch.unique(answer.reshape(len(answer), -1).long(), dim=0, return_inverse=True)[1].cpu()
 
 
 def label_states(z: State, instance: Int[Tensor, " row"], among: Bool[Tensor, " row"], *, tol: float) -> Int[Tensor, " row"]:
@@ -109,15 +110,66 @@ def label_states(z: State, instance: Int[Tensor, " row"], among: Bool[Tensor, " 
     used = 0
     for one in torch.unique(instance[among]).tolist():
         rows = ((instance == one) & among).nonzero().squeeze(1)
-        flat = trees.flatten(trees.take(z, rows)).double()
-        # Differences, not the expanded square: the distance between near-equal ends would drown in rounding.
-        distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
-        size = torch.maximum(flat.norm(dim=1)[:, None], flat.norm(dim=1)[None]).clamp(min=1e-8)
-        near = (distance <= tol * size).numpy()
-        count, part = connected_components(csr_matrix(near), directed=False)
-        labels[rows] = torch.as_tensor(part, dtype=torch.int64) + used
-        used += int(count)
+        part = _chained(trees.flatten(trees.take(z, rows)).double().cpu(), tol)
+        labels[rows] = part + used
+        used += int(part.max()) + 1
     return labels
+
+
+def _chained(x: Float[Tensor, "row dim"], tol: float) -> Int[Tensor, " row"]:
+    """Single linkage without the table of all pairs: its cost grows with rows times groups, its memory with rows."""
+    size = x.norm(dim=1).clamp(min=1e-8)
+    # A projection never lengthens a distance, so what is far apart in the sketch need not be measured in full.
+    width = min(x.shape[1], SKETCH)
+    sketch = x
+    if width < x.shape[1]:
+        sketch = x @ torch.linalg.qr(torch.randn(x.shape[1], width, generator=torch.Generator().manual_seed(0), dtype=x.dtype))[0]
+    # Groups: every member is linked to the group's leader.
+    group = torch.full((len(x),), -1)
+    leaders: list[int] = []
+    radius: list[float] = []
+    left = torch.arange(len(x))
+    while len(left):
+        leader = int(left[0])
+        near, distance = _within(x, sketch, leader, left, tol * torch.maximum(size[left], size[leader]))
+        group[near] = len(leaders)
+        leaders.append(leader)
+        radius.append(float(distance.max()))
+        left = left[group[left] < 0]
+    # Two groups whose leaders are further apart than both radii and a link can have no link. The others are looked at in full.
+    at, reach = torch.tensor(leaders), torch.tensor(radius, dtype=x.dtype)
+    largest = torch.zeros(len(at), dtype=x.dtype).scatter_reduce(0, group, size, "amax")
+    links: list[tuple[int, int]] = []
+    for k in range(len(at) - 1):
+        later = torch.arange(k + 1, len(at))
+        limit = reach[k] + reach[later] + tol * torch.maximum(largest[k], largest[later])
+        close, _ = _within(x, sketch, leaders[k], at[later], limit)
+        for other in group[close].tolist():
+            if _linked(x, size, (group == k).nonzero().squeeze(1), (group == other).nonzero().squeeze(1), tol):
+                links.append((k, other))
+    pairs = np.array(links, dtype=np.int64).reshape(-1, 2)
+    graph = csr_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(at), len(at)))
+    part = torch.as_tensor(connected_components(graph, directed=False)[1], dtype=torch.int64)
+    return part[group]
+
+
+def _within(x: Tensor, sketch: Tensor, of: int, rows: Int[Tensor, " row"], limit: Float[Tensor, " row"]) -> tuple[Tensor, Tensor]:
+    """Which `rows` are no further from row `of` than their limit, and how far they are."""
+    rough = (sketch[rows] - sketch[of]).norm(dim=1) <= limit * (1 + 1e-9)
+    rows, limit = rows[rough], limit[rough]
+    # Differences, not the expanded square: the distance between near-equal ends would drown in rounding.
+    distance = (x[rows] - x[of]).norm(dim=1)
+    near = distance <= limit
+    return rows[near], distance[near]
+
+
+def _linked(x: Tensor, size: Tensor, these: Tensor, those: Tensor, tol: float) -> bool:
+    """Whether any of these rows is near any of those."""
+    for some in these.split(max(1, 2**22 // len(those))):
+        distance = torch.cdist(x[some], x[those], compute_mode="donot_use_mm_for_euclid_dist")
+        if bool((distance <= tol * torch.maximum(size[some][:, None], size[those][None])).any()):
+            return True
+    return False
 
 
 def tally(
@@ -205,13 +257,26 @@ def basin_slice(
         max_ticks: Ticks allowed per pixel.
 
     Raises:
-        ValueError: If `center` is not one row or `axes` not two.
+        ValueError: If `center` is not one row, `axes` not two, `f` a map of several rows, or `resolution` below 2.
+
+    Example:
+        >>> cubic = LatentMap(lambda z, x: {"z": 1.5 * z["z"] - 0.5 * z["z"] ** 3}, {}, clock="tick")
+        >>> origin, axes = {"z": torch.zeros(1, 2)}, {"z": torch.eye(2)}
+        >>> plane = basin_slice(
+        ...     cubic, center=origin, axes=axes, extent=1.2, resolution=4, label=by_end_state(1e-2), tol=1e-4, max_ticks=99
+        ... )
+        >>> plane.labels[0].tolist(), plane.labels[3].tolist()
+        ([0, 0, 1, 1], [2, 2, 3, 3])
     """
     if trees.rows(center) != 1 or trees.rows(axes) != 2:
         raise ValueError(
             f"`basin_slice` got a centre of {trees.rows(center)} rows and axes of {trees.rows(axes)}. A plane is one point and two directions. "
             "Pass states of 1 and of 2 rows."
         )
+    if f.driven and len(f.instance) != 1:
+        raise ValueError(f"`basin_slice` got a map of {len(f.instance)} rows. A plane belongs to one instance. Use `f.take([0])`.")
+    if resolution < 2:
+        raise ValueError(f"`basin_slice` got resolution={resolution}. A side runs from pixel to pixel. Use resolution=2 or more.")
     span = torch.linspace(-extent, extent, resolution, dtype=torch.float64)
     i, j = torch.meshgrid(span, span, indexing="ij")
     pixels = resolution * resolution
@@ -243,14 +308,20 @@ def plane_through(center: State, first: State, second: State) -> State:
     """Two orthogonal directions, as long as `first` is from `center`, that span the plane through three states.
 
     Raises:
-        ValueError: If the three lie on a line.
+        ValueError: If the three lie on a line, up to rounding.
+
+    Example:
+        >>> a, b, c = ({"z": torch.tensor([corner])} for corner in ([0.0, 0.0], [2.0, 0.0], [1.0, 1.0]))
+        >>> plane_through(a, b, c)["z"].tolist()
+        [[2.0, 0.0], [0.0, 2.0]]
     """
     u, v = trees.sub(first, center), trees.sub(second, center)
-    length = trees.norm(u)
+    length, reach = trees.norm(u), trees.norm(v)
     u = trees.scale(u, 1 / length)
-    v = trees.sub(v, trees.scale(u, trees.dot(u, v)))
+    for _ in range(2):  # once leaves a rounding error along u that counts when the angle is small
+        v = trees.sub(v, trees.scale(u, trees.dot(u, v)))
     rest: Float[Tensor, " row"] = trees.norm(v)
-    if not bool((length > 0).all() & (rest > 1e-6 * length).all()):
+    if not bool((length > 0).all() & (rest > torch.finfo(rest.dtype).eps ** 0.5 * reach).all()):
         raise ValueError(
             "`plane_through` got three states on a line. A plane needs three states that are not. "
             "Use another state as the third."

@@ -20,7 +20,7 @@ def convergence(traj: Trajectory, *, tol: float, targets: Int[Tensor, "instance 
         traj: A trajectory that was recorded without a kick.
         tol: Largest relative residual that counts as rest. The rounding floor of the dtype is the lower limit.
         targets: The right answers, one row per instance (not per start).
-        window: Ticks at the end that must all be at rest.
+        window: Residuals at the end that must all be at rest.
 
     Returns:
         One entry per row. The rate is the factor by which the residual shrinks per tick, from a straight line through its logarithm over the
@@ -28,7 +28,7 @@ def convergence(traj: Trajectory, *, tol: float, targets: Int[Tensor, "instance 
         before differ by less than `tol`.
 
     Raises:
-        ValueError: If `tol` is below the floor, `targets` do not fit the recorded answers, or there are fewer ticks than `window`.
+        ValueError: If `tol` is below the floor, `targets` do not fit the recorded answers, or there are fewer residuals than `window`.
 
     Example:
         >>> from attractorlab import every, trace
@@ -39,10 +39,10 @@ def convergence(traj: Trajectory, *, tol: float, targets: Int[Tensor, "instance 
         (('settled',), 19, 0.5)
     """
     check_tol(tol, traj.residual.dtype, "convergence")
-    if len(traj.ticks) < window:
+    if not 1 <= window <= len(traj.ticks):
         raise ValueError(
-            f"`convergence` got a trajectory of {len(traj.ticks)} ticks for window={window}. Rest is judged over a whole window. "
-            f"Trace {window} ticks or more."
+            f"`convergence` got a trajectory of {len(traj.ticks)} residuals for window={window}. Rest is judged over a whole window of 1 or more. "
+            f"Trace {max(1, window - 1)} ticks or more, or use window=3."
         )
     low = traj.residual < tol  # NaN compares false: a row that ended early is not at rest
     settled = low[-window:].all(0)
@@ -79,16 +79,17 @@ def solved_at(traj: Trajectory, targets: Int[Tensor, "instance site"]) -> Bool[T
     """
     if "answer" not in traj.readouts:
         raise ValueError(
-            f"`convergence` got targets for a trajectory with the readouts {sorted(traj.readouts) or 'none'}. Targets are compared with a readout `answer`. "
+            f"`solved_at` got targets for a trajectory with the readouts {sorted(traj.readouts) or 'none'}. Targets are compared with a readout `answer`. "
             "Give the map a readout of `logits` or `answer`, or leave `targets` out."
         )
-    answer = traj.readouts["answer"].flatten(2)
+    recorded = traj.readouts["answer"]
+    answer = recorded.reshape(*recorded.shape[:2], -1)
     if targets.ndim != 2 or targets.shape[1] != answer.shape[2] or len(targets) <= int(traj.instance.max()):
         raise ValueError(
-            f"`convergence` got targets of shape {tuple(targets.shape)} for answers of {answer.shape[2]} sites on instances up to {int(traj.instance.max())}. "
+            f"`solved_at` got targets of shape {tuple(targets.shape)} for answers of {answer.shape[2]} sites on instances up to {int(traj.instance.max())}. "
             "Targets are one row of sites per instance. Pass the `targets` of the instances that were bound."
         )
-    return (answer == targets[traj.instance].to(answer.dtype)).all(-1)
+    return (answer == targets[traj.instance].to(answer.device)).all(-1)
 
 
 def _holds_since(mask: Bool[Tensor, "time row"]) -> Int[Tensor, " row"]:

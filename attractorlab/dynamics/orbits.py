@@ -65,9 +65,21 @@ def settle(f: LatentMap, z: State, *, tol: float, max_ticks: int, window: int = 
         The state at the last of those ticks, and the first of them as `tick`.
 
     Raises:
-        ValueError: If `tol` is below the rounding floor, or `z` and `f` differ in their number of rows.
+        ValueError: If `tol` is below the rounding floor of any leaf, `max_ticks` or `window` is below 1, or `z` and `f` differ in
+            their number of rows.
+
+    Example:
+        >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"] + 1}, {}, clock="tick")
+        >>> rest = settle(half, {"z": torch.zeros(1, 1)}, tol=1e-3, max_ticks=99)
+        >>> rest.tick.item(), round(rest.states["z"].item(), 3)
+        (9, 1.999)
     """
-    check_tol(tol, next(iter(z.values())).dtype, "settle")
+    if max_ticks < 1 or window < 1:
+        raise ValueError(
+            f"`settle` got max_ticks={max_ticks}, window={window}. Rest is judged over one tick or more. Use max_ticks=512, window=3."
+        )
+    for leaf in z.values():
+        check_tol(tol, leaf.dtype, "settle")
     f.coordinates(z)
     parts = [_settle_chunk(f.take(rows), trees.take(z, rows), tol, max_ticks, window) for rows in chunks(z)]
     return Rest(
@@ -83,12 +95,12 @@ def _settle_chunk(f: LatentMap, z: State, tol: float, max_ticks: int, window: in
     n = trees.rows(z)
     ends = {name: leaf.clone() for name, leaf in z.items()}  # filled row by row as rows end
     device = next(iter(z.values())).device
+    large = DIVERGED * trees.norm(z).clamp(min=1)
     tick = torch.full((n,), -1, device=device)
-    residual = torch.full((n,), torch.nan, dtype=next(iter(z.values())).dtype, device=device)
+    residual = torch.full_like(large, torch.nan)
     result = torch.full((n,), Result.MAX_STEPS.code, device=device)
     rows = torch.arange(n, device=device)
     since = torch.zeros(n, dtype=torch.int64, device=device)  # ticks in a row at rest
-    large = DIVERGED * trees.norm(z).clamp(min=1)
     for t in range(max_ticks + 1):
         new = f(z)
         r = relative(trees.norm(trees.sub(new, z)), z)

@@ -43,16 +43,32 @@ def log_spaced(n: int) -> Keep:
         >>> log_spaced(4)(64).tolist()
         [0, 1, 4, 16, 64]
     """
-    return lambda ticks: torch.unique(torch.cat([torch.tensor([0]), torch.logspace(0, 1, n, base=max(1, ticks)).round().long()]))
+    if n < 1:
+        raise ValueError(f"`log_spaced` got {n}. One state or more is kept besides the start. Use log_spaced(8).")
+    return lambda ticks: torch.unique(
+        torch.cat([torch.tensor([0, ticks]), torch.logspace(0, 1, n, base=max(1, ticks), dtype=torch.float64)[: n - 1].round().long()])
+    )
 
 
 def bytes_of(f: LatentMap, z: State, *, ticks: int, keep: Keep) -> int:
-    """How many bytes `trace` with these arguments will hold, up to the scalars' rounding: the price of `keep`."""
-    states = len(keep(ticks)) * sum(leaf.numel() * leaf.element_size() for leaf in z.values())
+    """How many bytes `trace` with these arguments will hold: the price of `keep`.
+
+    Example:
+        >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"] + 1}, {}, clock="tick")
+        >>> z = {"z": torch.zeros(2, 1000)}
+        >>> bytes_of(half, z, ticks=99, keep=every(1)) // 1000, bytes_of(half, z, ticks=99, keep=only_last()) // 1000
+        (802, 9)
+    """
+    kept = len(_kept(keep, ticks))
     with torch.no_grad():
-        one = _read(f.take([0]).readout(trees.take(z, slice(0, 1))), None)
-    per_tick = 4 + sum(value[0].numel() * value.element_size() for value in one.values())
-    return states + (ticks + 1) * trees.rows(z) * per_tick
+        one = trees.take(z, slice(0, 1))
+        read = _read(f.take([0]).readout(one), None)
+    scalar = trees.norm(one).element_size()
+    alive = torch.ones(1, dtype=torch.bool)
+    per_tick = scalar + sum(_bytes(_blank(value.cpu(), alive)) for value in read.values())
+    # Besides: the recurrence at every lag, and last_tick, result, instance and start.
+    per_row = kept * sum(_bytes(leaf) for leaf in one.values()) + (ticks + 1) * per_tick + LAGS * scalar + 4 * 8
+    return trees.rows(z) * per_row + 8 * (kept + ticks + 1)
 
 
 def trace(f: LatentMap, z: State, *, ticks: int, keep: Keep, kick: Kick | None = None) -> Trajectory:
@@ -74,7 +90,7 @@ def trace(f: LatentMap, z: State, *, ticks: int, keep: Keep, kick: Kick | None =
         `result`; the others go on.
 
     Raises:
-        ValueError: If `ticks` is below 1, or `z` and `f` differ in their number of rows.
+        ValueError: If `ticks` is below 1, `keep` leaves out the last tick, or `z` and `f` differ in their number of rows.
 
     Example:
         >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"] + 1}, {}, clock="tick")
@@ -84,7 +100,7 @@ def trace(f: LatentMap, z: State, *, ticks: int, keep: Keep, kick: Kick | None =
     if ticks < 1:
         raise ValueError(f"`trace` got ticks={ticks}. A trajectory is at least one tick long. Use ticks=1 or more.")
     instance, start = f.coordinates(z)
-    kept = keep(ticks)
+    kept = _kept(keep, ticks)
     # A kick may couple what it does to the row numbers, so it gets them all; without one, rows go through in chunks that fit the cache.
     parts = [_follow(f, z, ticks, kept, kick)] if kick else [_follow(f.take(rows), trees.take(z, rows), ticks, kept, None) for rows in chunks(z)]
     return Trajectory(
@@ -101,6 +117,21 @@ def trace(f: LatentMap, z: State, *, ticks: int, keep: Keep, kick: Kick | None =
         clock=f.clock,
         origin=f.origin,
     )
+
+
+def _kept(keep: Keep, ticks: int) -> Int[Tensor, " kept"]:
+    """The ticks that `keep` chooses, if they are in order and end with the last."""
+    kept = keep(ticks)
+    if len(kept) == 0 or int(kept[0]) < 0 or int(kept[-1]) != ticks or not bool((kept.diff() > 0).all()):
+        raise ValueError(
+            f"`trace` got a `keep` that chooses the ticks {kept.tolist()} of {ticks}. Kept ticks increase from 0 or later to the last. "
+            "Use every(n), log_spaced(n) or only_last()."
+        )
+    return kept
+
+
+def _bytes(values: Tensor) -> int:
+    return values.numel() * values.element_size()
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,14 +190,16 @@ def _read(out: Mapping[str, Tensor], before: Tensor | None) -> dict[str, Tensor]
     if "logits" in out:
         logits = out["logits"]
         top = logits.topk(2, dim=-1)
-        read["answer"] = top.indices[..., 0].to(torch.int16)
-        read["margin"] = (top.values[..., 0] - top.values[..., 1]).flatten(1).amin(1)
+        read["answer"] = top.indices[..., 0].to(torch.int16 if logits.shape[-1] < 2**15 else torch.int32)
+        read["margin"] = (top.values[..., 0] - top.values[..., 1]).reshape(len(logits), -1).amin(1)
         change = torch.full_like(logits, torch.nan) if before is None else logits - before
-        read["logit_change"] = torch.linalg.vector_norm(change, dim=-1).flatten(1).mean(1)
+        read["logit_change"] = torch.linalg.vector_norm(change, dim=-1).reshape(len(logits), -1).mean(1)
     return read
 
 
 def _blank(values: Tensor, alive: Tensor) -> Tensor:
     """`values` with the rows that ended replaced by NaN, or −1."""
+    if values.dtype in (torch.bool, torch.uint8):  # they have no −1
+        values = values.to(torch.int8 if values.dtype == torch.bool else torch.int16)
     mask = alive.reshape(-1, *[1] * (values.ndim - 1))
-    return torch.where(mask, values, torch.nan if values.is_floating_point() else -1)
+    return torch.where(mask, values, torch.nan if values.is_floating_point() or values.is_complex() else -1)

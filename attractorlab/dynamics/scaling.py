@@ -93,6 +93,7 @@ def scaling(
     Raises:
         ValueError: If the instances have no targets, or a depth or breadth is below 1.
     """
+    _check_sizes(depth, breadth)
     if instance.targets is None:
         raise ValueError("`scaling` got instances without targets. Accuracy needs the right answers. Load puzzles that have them.")
     f = strobe(reasoner.bind(instance), every).take(repeat_rows(len(instance), max(breadth)))
@@ -116,16 +117,16 @@ def scaling_of(
     Raises:
         ValueError: If the run does not reach the depth or breadth asked for, or is not rectangular.
     """
+    _check_sizes(depth, breadth)
     if not max(depth) < len(traj.ticks):
         raise ValueError(
             f"`scaling_of` got depth {list(depth)} for a run of {len(traj.ticks) - 1} ticks. Depth ends with the run. Ask for less, or record more."
         )
     solved, residual, answer, halt = _tables(traj, targets, depth)
     n, starts = solved.shape[1:]
-    if min([*depth, *breadth]) < 1 or max(breadth) > starts:
+    if max(breadth) > starts:
         raise ValueError(
-            f"`scaling_of` got depth {list(depth)} and breadth {list(breadth)} for a run of {starts} starts. "
-            "Both begin at 1, and breadth ends with the starts. Ask for less, or record more."
+            f"`scaling_of` got breadth {list(breadth)} for a run of {starts} starts. Breadth ends with the starts. Ask for less, or record more."
         )
     names = ("mean", *[_name(one) for one in select], "any")
     accuracy = torch.zeros(len(depth), len(breadth), len(names), dtype=torch.float64)
@@ -140,7 +141,7 @@ def scaling_of(
             for k, one in enumerate(select, start=1):
                 pick = one(c)[:, None]
                 accuracy[i, j, k], chosen_residual[i, j, k] = right.gather(1, pick).mean(), c.residual.gather(1, pick).mean()
-            accuracy[i, j, -1], chosen_residual[i, j, -1] = right.amax(1).mean(), c.residual.amin(1).mean()
+            accuracy[i, j, -1], chosen_residual[i, j, -1] = right.amax(1).mean(), c.residual.nan_to_num(nan=torch.inf).amin(1).mean()
             spread[i, j] = (right.mean(1) - right[:, 0]).abs().mean()
     low, high = wilson(accuracy * n, torch.tensor(n), level=level)
     return ScalingGrid(
@@ -158,6 +159,13 @@ def scaling_of(
         clock=traj.clock,
         origin=traj.origin,
     )
+
+
+def _check_sizes(depth: Sequence[int], breadth: Sequence[int]) -> None:
+    if not depth or not breadth or min([*depth, *breadth]) < 1:
+        raise ValueError(
+            f"`scaling` got depth {list(depth)} and breadth {list(breadth)}. Both hold numbers from 1. Use depth=[1, 4, 16], breadth=[1, 4]."
+        )
 
 
 def _tables(

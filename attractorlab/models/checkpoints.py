@@ -69,12 +69,12 @@ def load(model: str | os.PathLike[str]) -> EqR:
     reasoner.name = about["name"]
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    wanted = {name: tuple(tensor.shape) for name, tensor in reasoner.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wanted = {name: (tensor.dtype, tensor.shape) for name, tensor in reasoner.state_dict().items()}
+    given = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     if wanted != given:
         wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
         raise CheckpointError(
-            f"{path} has other tensors than its configuration asks for: {', '.join(wrong)}. Names and shapes must match exactly. "
+            f"{path} has other tensors than its configuration asks for: {', '.join(wrong)}. Names, shapes and dtypes must match exactly. "
             "Write the file again with `attractorlab train` or `attractorlab.models.save`."
         )
     reasoner.load_state_dict(tensors)
@@ -88,9 +88,19 @@ def save(reasoner: EqR, path: str | os.PathLike[str], *, about: Mapping[str, str
         reasoner: The model.
         path: Where to; an existing file is replaced.
         about: What else the file should say, e.g. the training configuration and the data's fingerprint.
+
+    Raises:
+        ValueError: If float32 cannot hold the weights as they are, or `about` uses a key of the format.
     """
-    metadata = {"format": FORMAT, "model": "eqr", "name": reasoner.name, "config": json.dumps(asdict(reasoner.config), sort_keys=True), **about}
-    write_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in reasoner.state_dict().items()}, Path(path), metadata)
+    metadata = {"format": FORMAT, "model": "eqr", "name": reasoner.name, "config": json.dumps(asdict(reasoner.config), sort_keys=True)}
+    if metadata.keys() & about.keys():
+        raise ValueError(
+            f"`save` got {', '.join(sorted(metadata.keys() & about.keys()))} in `about`. These keys belong to the format. Use other names."
+        )
+    tensors = {name: tensor.detach().cpu() for name, tensor in reasoner.state_dict().items()}
+    if not all(tensor.float().to(tensor.dtype).equal(tensor) for tensor in tensors.values()):
+        raise ValueError("`save` got weights that float32 rounds. Model files hold float32. Use reasoner.to(torch.float32).")
+    write_tensors({name: tensor.float().contiguous() for name, tensor in tensors.items()}, Path(path), {**metadata, **about})
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -141,7 +151,14 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _config(path: Path, about: Mapping[str, str]) -> EqRConfig:
-    found: dict[str, Any] = json.loads(about["config"])
+    try:
+        found: dict[str, Any] = dict(json.loads(about["config"]))
+        about["name"]
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{path} has no readable name and configuration in its metadata. A model file says both. "
+            "Write the file again with `attractorlab train` or `attractorlab.models.save`."
+        ) from None
     known = {one.name for one in fields(EqRConfig)}
     if set(found) != known:
         raise CheckpointError(

@@ -1,5 +1,7 @@
 """Pictures of a Convergence: residual curves, when rows settle, and whether settling means solving."""
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 import torch
@@ -9,7 +11,6 @@ from torch import Tensor
 
 from attractorlab.plots.theme import (
     BLUE,
-    GREY,
     PURPLE,
     VERMILION,
     add_band,
@@ -20,7 +21,7 @@ from attractorlab.plots.theme import (
     finish,
     joined,
     nothing,
-    panels,
+    plain,
     run_facts,
     shade,
     share_of,
@@ -87,16 +88,26 @@ def residual_curves(conv: Convergence, *, floor: float | None = None) -> go.Figu
         line = dict(color=faded(style.colour, 0.55 if len(thin) <= 20 else 0.28), width=0.8, dash=style.dash)
         fig.add_scatter(x=x, y=y, mode="lines", line=line, legendgroup=word, showlegend=False, name=word, hoverinfo="skip")
         fig.add_scatter(
-            x=ticks, y=middle, mode="lines+markers" if len(ticks) == 1 else "lines", name=f"{word} ({counted(len(rows), 'row')})",
-            legendgroup=word, line=dict(color=style.colour, width=3, dash=style.dash), marker=dict(symbol=style.symbol),
+            x=ticks,
+            y=middle,
+            mode="lines+markers" if len(ticks) == 1 else "lines",
+            name=f"{word} ({counted(len(rows), 'row')})",
+            legendgroup=word,
+            line=dict(color=style.colour, width=3, dash=style.dash),
+            marker=dict(symbol=style.symbol),
             hovertemplate="%{fullData.name}<br>tick %{x}: median residual %{y:.2e}<extra></extra>",
         )
     ends = [float(ticks[0]), float(ticks[-1])]
     add_level(fig, x=ends, y=conv.tol, name=f"tol {conv.tol:g}")
     if floor is not None:
         add_level(fig, x=ends, y=floor, name=f"rounding floor {floor:g}", dash="dot")
-    fig.update_xaxes(title=f"tick (clock: {conv.clock})")
-    fig.update_yaxes(title="relative residual ‖f(z) − z‖ / ‖z‖", type="log", exponentformat="power", dtick=1 if _decades(positive) > 2 else None)
+    fig.update_xaxes(title=f"tick (clock: {plain(conv.clock)})")
+    fig.update_yaxes(
+        title="relative residual ‖f(z) − z‖ / ‖z‖",
+        type="log",
+        exponentformat="power",
+        dtick=1 if _decades(np.append(positive, conv.tol)) > 2 else None,
+    )
     facts += ["bold: median, band: 10-90 % of all rows", f"{len(drawn)} rows drawn" if len(drawn) < len(words) else ""]
     return finish(fig, title=title, facts=[*facts, "exact zeros at the lower edge" if zeros else ""])
 
@@ -111,17 +122,25 @@ def settle_times(conv: Convergence) -> go.Figure:
         return nothing(title, reason="there are no rows", facts=facts)
     fig = go.Figure()
     last = int(conv.ticks[-1])
-    curves = [("settled", conv.settle_tick, BLUE, "solid"), ("solved once", conv.first_solved, VERMILION, "dash"), ("solved for good", conv.stays_solved, PURPLE, "dot")]
+    curves = [
+        ("settled", conv.settle_tick, BLUE, "solid"),
+        ("solved once", conv.first_solved, VERMILION, "dash"),
+        ("solved for good", conv.stays_solved, PURPLE, "dot"),
+    ]
     for name, when, colour, dash in curves:
         if when is None:
             continue
         x, y = _ecdf(when, last=last)
         never = int((when < 0).sum())
         fig.add_scatter(
-            x=x, y=y, mode="lines", line=dict(shape="hv", color=colour, width=2.5, dash=dash), name=f"{name} (never: {never:,} of {len(when):,})",
+            x=x,
+            y=y,
+            mode="lines",
+            line=dict(shape="hv", color=colour, width=2.5, dash=dash),
+            name=f"{name} (never: {never:,} of {len(when):,})",
             hovertemplate=f"by tick %{{x}}: %{{y:.1%}} {name}<extra></extra>",
         )
-    fig.update_xaxes(title=f"tick (clock: {conv.clock})", range=[0, last * 1.02 + 0.5])
+    fig.update_xaxes(title=f"tick (clock: {plain(conv.clock)})", range=[0, last * 1.02 + 0.5])
     fig.update_yaxes(title="share of rows", range=[0, 1.03], tickformat=".0%")
     return finish(fig, title=title, facts=[*facts, f"followed for {counted(last, 'tick')}"])
 
@@ -138,14 +157,25 @@ def settled_by_solved(conv: Convergence) -> go.Figure:
     n = len(settled)
     text = [[f"<b>{count:,}</b><br>{count / n:.1%}" for count in row] for row in counts.tolist()]
     heat = go.Heatmap(
-        z=counts, x=["solved", "wrong"], y=["settled", "not settled"], text=text, texttemplate="%{text}", textfont=dict(size=17), showscale=False,
-        colorscale="Blues", zmin=0, zmax=n, xgap=4, ygap=4, hovertemplate="%{y} and %{x}: %{z} rows<extra></extra>",
+        z=counts,
+        x=["solved", "wrong"],
+        y=["settled", "not settled"],
+        text=text,
+        texttemplate="%{text}",
+        textfont=dict(size=17),
+        showscale=False,
+        colorscale="Blues",
+        zmin=0,
+        zmax=n,
+        xgap=4,
+        ygap=4,
+        hovertemplate="%{y} and %{x}: %{z} rows<extra></extra>",
     )
     fig = go.Figure(heat)
     fig.update_xaxes(title="answer at the last tick", showline=False, ticks="", showgrid=False)
     fig.update_yaxes(title=f"residual below tol {conv.tol:g}", autorange="reversed", showline=False, ticks="", showgrid=False)
     kinds = {word: conv.verdict.count(word) for word in sorted(set(conv.verdict))}
-    return finish(fig, title=title, facts=[*facts, ", ".join(f"{word} {count:,}" for word, count in kinds.items())], height=360)
+    return finish(fig, title=title, facts=[*facts, ", ".join(f"{plain(word)} {count:,}" for word, count in kinds.items())], height=360)
 
 
 def residual_vs_accuracy(conv: Convergence, *, bins: int = 8, level: float = 0.95) -> go.Figure:
@@ -172,18 +202,32 @@ def residual_vs_accuracy(conv: Convergence, *, bins: int = 8, level: float = 0.9
     for colour, t in zip(shade(len(times)), times, strict=True):
         finite = np.flatnonzero(np.isfinite(residual[t]))
         order = finite[np.argsort(residual[t, finite], kind="stable")]
-        parts = [part for part in np.array_split(order, min(bins, len(order)))]
+        parts = np.array_split(order, min(bins, len(order)))
         middle = np.array([np.median(residual[t, part]) for part in parts], dtype=np.float32)
         hits = torch.tensor([float(conv.solved[t][torch.as_tensor(part)].double().mean()) for part in parts])
         worth = torch.tensor([int(conv.instance[torch.as_tensor(part)].unique().numel()) for part in parts])
         low, high = wilson(hits * worth, worth, level=level)
-        whisker = dict(type="data", symmetric=False, array=array(high - hits), arrayminus=array(hits - low), thickness=1, width=3, color=faded(colour, 0.6))
+        whisker = dict(
+            type="data",
+            symmetric=False,
+            array=array(high - hits),
+            arrayminus=array(hits - low),
+            thickness=1,
+            width=3,
+            color=faded(colour, 0.6),
+        )
         fig.add_scatter(
-            x=np.maximum(middle, np.finfo(np.float32).tiny), y=array(hits), error_y=whisker, mode="lines+markers", name=f"tick {int(conv.ticks[t])}",
-            line=dict(color=colour, width=1.5), marker=dict(color=colour, size=8), customdata=[len(part) for part in parts],
+            x=np.maximum(middle, np.finfo(np.float32).tiny),
+            y=array(hits),
+            error_y=whisker,
+            mode="lines+markers",
+            name=f"tick {int(conv.ticks[t])}",
+            line=dict(color=colour, width=1.5),
+            marker=dict(color=colour, size=8),
+            customdata=[len(part) for part in parts],
             hovertemplate="%{fullData.name}, residual %{x:.2e}: %{y:.1%} solved of %{customdata} rows<extra></extra>",
         )
-    fig.update_xaxes(title=f"relative residual at the tick (clock: {conv.clock})", type="log", exponentformat="power")
+    fig.update_xaxes(title=f"relative residual at the tick (clock: {plain(conv.clock)})", type="log", exponentformat="power")
     fig.update_yaxes(title="share of rows solved at the tick", range=[-0.03, 1.03], tickformat=".0%")
     return finish(fig, title=title, facts=[*facts, f"{level:.0%} Wilson intervals over instances"])
 
@@ -192,7 +236,7 @@ def _facts(conv: Convergence) -> list[str]:
     return [*run_facts(conv.instance, clock=conv.clock, model=conv.origin.model, dtype=conv.origin.dtype), f"tol = {conv.tol:g}"]
 
 
-def _quantiles(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _quantiles(values: NDArray[Any]) -> NDArray[Any]:
     """Three quantiles over rows; NaN where no row is finite."""
     found = np.full((3, len(values)), np.nan, dtype=np.float32)
     some = np.isfinite(values).any(1)
@@ -201,17 +245,17 @@ def _quantiles(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return found
 
 
-def _ecdf(when: Int[Tensor, " row"], *, last: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _ecdf(when: Int[Tensor, " row"], *, last: int) -> tuple[NDArray[Any], NDArray[Any]]:
     ticks, counts = np.unique(array(when[when >= 0]), return_counts=True)
     share = np.cumsum(counts) / len(when)
     ends = share[-1] if len(share) else 0.0
     return np.concatenate([[0], ticks, [last]]).astype(np.float32), np.concatenate([[0], share, [ends]]).astype(np.float32)
 
 
-def _spread(n: int, k: int) -> NDArray[np.int64]:
+def _spread(n: int, k: int) -> NDArray[Any]:
     """Up to k positions below n, closer together at the beginning, the last among them."""
     return np.unique(np.geomspace(1, n, min(n, k)).round().astype(np.int64)) - 1 if n else np.zeros(0, dtype=np.int64)
 
 
-def _decades(positive: NDArray[np.float32]) -> float:
+def _decades(positive: NDArray[Any]) -> float:
     return float(np.log10(positive.max()) - np.log10(positive.min()))

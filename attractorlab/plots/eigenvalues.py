@@ -5,7 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from attractorlab.plots.theme import GREY, add_level, counted, faded, finish, joined, nothing, panels, plain, share_of, source, styles, unit_circle
+from attractorlab.plots.theme import (
+    GREY,
+    add_level,
+    counted,
+    faded,
+    finish,
+    joined,
+    nothing,
+    panels,
+    plain,
+    share_of,
+    source,
+    styles,
+    unit_circle,
+)
 from attractorlab.types import Spectrum
 
 MAX_MARKERS, MAX_LINES = 2400, 60
@@ -34,7 +48,11 @@ def spectrum(spec: Spectrum, *, groups: Sequence[str] | None = None) -> go.Figur
             "Pass one word for each point, or leave out `groups` to colour by verdict."
         )
     title = "Leading eigenvalues of the Jacobian"
-    facts = [source(spec.origin.model, spec.origin.dtype), f"n = {counted(points, 'point')}, {counted(modes, 'eigenvalue')} each", f"clock: {plain(spec.clock)}"]
+    facts = [
+        source(spec.origin.model, spec.origin.dtype),
+        f"n = {counted(points, 'point')}, {counted(modes, 'eigenvalue')} each",
+        f"clock: {plain(spec.clock)}",
+    ]
     facts.append(f"method: {plain(spec.method)}")
     values = spec.eigenvalues.detach().cpu().numpy()
     if not np.isfinite(values).any():
@@ -56,17 +74,37 @@ def spectrum(spec: Spectrum, *, groups: Sequence[str] | None = None) -> go.Figur
         about = np.repeat(mine, modes)[known]
         plane = dict(x=flat.real.astype(np.float32), y=flat.imag.astype(np.float32))
         fig.add_scatter(
-            **plane, mode="markers", name=f"{plain(word)} ({counted(int((words == word).sum()), 'point')})", legendgroup=word,
-            marker=dict(color=style.colour, symbol=style.symbol, size=6 if len(flat) > 200 else 8, opacity=0.75, line=dict(width=0.5, color=faded(GREY, 0.6))),
-            customdata=np.stack([about, np.nan_to_num(off, posinf=np.inf)], 1).astype(np.float32), row=1, col=1,
+            **plane,
+            mode="markers",
+            name=f"{plain(word)} ({counted(int((words == word).sum()), 'point')})",
+            legendgroup=word,
+            marker=dict(
+                color=style.colour,
+                symbol=style.symbol,
+                size=6 if len(flat) > 200 else 8,
+                opacity=0.75,
+                line=dict(width=0.5, color=faded(GREY, 0.6)),
+            ),
+            customdata=np.stack([about, np.nan_to_num(off, posinf=np.inf)], 1).astype(np.float32),
+            row=1,
+            col=1,
             hovertemplate="point %{customdata[0]}: %{x:.4f} + %{y:.4f}i<br>error about %{customdata[1]:.1e}<extra>%{fullData.name}</extra>",
         )
         seen = np.isfinite(off) & (off > 0.005 * reach)
         if seen.any():
             bar = dict(type="data", array=np.minimum(off[seen], 2 * reach), color=faded(style.colour, 0.4), thickness=1, width=0)
             fig.add_scatter(
-                x=plane["x"][seen], y=plane["y"][seen], error_x=bar, error_y=bar, mode="markers", marker=dict(size=1, color=style.colour),
-                hoverinfo="skip", showlegend=False, legendgroup=word, row=1, col=1,
+                x=plane["x"][seen],
+                y=plane["y"][seen],
+                error_x=bar,
+                error_y=bar,
+                mode="markers",
+                marker=dict(size=1, color=style.colour),
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=word,
+                row=1,
+                col=1,
             )
         _moduli(fig, moduli, np.intersect1d(np.flatnonzero(words == word), lines), np.flatnonzero(words == word), word)
     add_level(fig, x=[0.7, modes + 0.3], y=1.0, name="modulus 1", dash="solid", row=1, col=2)
@@ -75,7 +113,7 @@ def spectrum(spec: Spectrum, *, groups: Sequence[str] | None = None) -> go.Figur
     fig.update_xaxes(title="real part", **side, row=1, col=1)
     fig.update_yaxes(title="imaginary part", scaleanchor="x", scaleratio=1, **side, row=1, col=1)
     fig.update_xaxes(title="order", range=[0.7, modes + 0.3], dtick=1 if modes <= 16 else None, row=1, col=2)
-    fig.update_yaxes(title=f"modulus per {spec.clock}", rangemode="tozero", row=1, col=2)
+    fig.update_yaxes(title=f"modulus per {plain(spec.clock)}", rangemode="tozero", row=1, col=2)
     facts.append(f"{len(drawn)} points drawn" if len(drawn) < points else "")
     return finish(fig, title=title, facts=facts, height=470)
 
@@ -90,6 +128,12 @@ def _moduli(fig: go.Figure, moduli: np.ndarray, thin: np.ndarray, rows: np.ndarr
     some = np.isfinite(moduli[rows]).any(0)
     middle = np.nanmedian(moduli[rows][:, some], axis=0)
     fig.add_scatter(
-        x=order[some], y=middle, mode="lines+markers", line=dict(color=style.colour, width=2.5, dash=style.dash), marker=dict(symbol=style.symbol, size=7),
-        name=plain(word), hovertemplate="median of %{fullData.name}, order %{x}: %{y:.4f}<extra></extra>", **look,
+        x=order[some],
+        y=middle,
+        mode="lines+markers",
+        line=dict(color=style.colour, width=2.5, dash=style.dash),
+        marker=dict(symbol=style.symbol, size=7),
+        name=plain(word),
+        hovertemplate="median of %{fullData.name}, order %{x}: %{y:.4f}<extra></extra>",
+        **look,
     )

@@ -1,12 +1,28 @@
 """Pictures of compute: accuracy over depth and breadth; probe scores over ticks."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from attractorlab.plots.theme import BLUE, GREY, SEQUENTIAL, Style, add_band, array, counted, finish, nothing, panels, plain, shade, source, styles
+from attractorlab.plots.theme import (
+    BLUE,
+    GREY,
+    SEQUENTIAL,
+    Style,
+    add_band,
+    array,
+    counted,
+    finish,
+    nothing,
+    panels,
+    plain,
+    shade,
+    source,
+    styles,
+)
 from attractorlab.types import ProbeFit, ScalingGrid
 
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -21,25 +37,33 @@ def scaling(grid: ScalingGrid) -> go.Figure:
     depth, breadth = array(grid.depth), array(grid.breadth)
     accuracy, low, high, residual = (array(part) for part in (grid.accuracy, grid.low, grid.high, grid.residual))
     calls = array(grid.map_calls)
-    titles = [f"<b>{plain(name)}</b>{end}" for name in grid.selectors for end in ("", "")]
+    titles = [f"<b>{plain(name)}</b>{end}" for name in grid.selectors for end in ("", f", {grid.level:.0%} intervals")]
     fig = panels(k, 2, titles=titles, horizontal_spacing=0.14, vertical_spacing=min(0.16, 0.4 / k))
     for s in range(k):
         more = np.stack([low[..., s], high[..., s], residual[..., s], np.broadcast_to(calls, accuracy.shape[:2])], -1).transpose(1, 0, 2)
         fig.add_trace(
             go.Heatmap(
-                z=accuracy[..., s].T, x=[str(d) for d in depth], y=[str(b) for b in breadth], coloraxis="coloraxis", customdata=more, xgap=2, ygap=2,
+                z=accuracy[..., s].T,
+                x=[str(d) for d in depth],
+                y=[str(b) for b in breadth],
+                coloraxis="coloraxis",
+                customdata=more,
+                xgap=2,
+                ygap=2,
                 texttemplate="%{z:.0%}" if depth.size * breadth.size <= 80 else None,
                 hovertemplate="depth %{x}, breadth %{y}: %{z:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]<br>"
                 "mean residual %{customdata[2]:.1e}, %{customdata[3]:,} map calls<extra></extra>",
-            ), row=s + 1, col=1,
+            ),
+            row=s + 1,
+            col=1,
         )
         for b, colour in enumerate(shade(len(breadth))):
             name = counted(int(breadth[b]), "start")
             add_band(fig, x=depth, low=low[:, b, s], high=high[:, b, s], colour=colour, group=name, row=s + 1, col=2)
             _line(fig, depth, accuracy[:, b, s], style=Style(colour, "circle", "solid"), name=name, legend=s == 0, row=s + 1, col=2)
-        fig.update_xaxes(title=f"depth (ticks, clock: {grid.clock})", type="category", showgrid=False, row=s + 1, col=1)
+        fig.update_xaxes(title=f"depth (ticks, clock: {plain(grid.clock)})", type="category", showgrid=False, row=s + 1, col=1)
         fig.update_yaxes(title="breadth (starts)", type="category", showgrid=False, row=s + 1, col=1)
-        fig.update_xaxes(title=f"depth (ticks, clock: {grid.clock})", **_scale(depth), row=s + 1, col=2)
+        fig.update_xaxes(title=f"depth (ticks, clock: {plain(grid.clock)})", **_scale(depth), row=s + 1, col=2)
         fig.update_yaxes(title="accuracy", tickformat=".0%", range=[-0.03, 1.03], row=s + 1, col=2)
     fig.update_layout(coloraxis=dict(colorscale=SEQUENTIAL, cmin=0, cmax=1, showscale=False))
     return finish(fig, title=title, facts=facts, height=180 + 290 * k)
@@ -80,9 +104,14 @@ def scaling_lines(grids: Mapping[str, ScalingGrid]) -> go.Figure:
             if s == 0:
                 add_band(fig, x=breadth, low=low[deep, :, 0], high=high[deep, :, 0], colour=style.colour, group=word, row=1, col=2)
             dashed = Style(style.colour, style.symbol, _DASHES[s % len(_DASHES)])
-            _line(fig, breadth, accuracy[deep, :, s], style=dashed, name=f"{word}, {plain(selector)}", legend=False, row=1, col=2, group=word)
-    depths, breadths = (np.unique(np.concatenate([array(part) for part in parts])) for parts in zip(*((g.depth, g.breadth) for g in shown.values()), strict=True))
-    fig.update_xaxes(title=f"depth (ticks, clock: {clock})", **_scale(depths), row=1, col=1)
+            _line(
+                fig, breadth, accuracy[deep, :, s], style=dashed, name=f"{word}, {plain(selector)}", legend=False, row=1, col=2, group=word
+            )
+    depths, breadths = (
+        np.unique(np.concatenate([array(part) for part in parts]))
+        for parts in zip(*((g.depth, g.breadth) for g in shown.values()), strict=True)
+    )
+    fig.update_xaxes(title=f"depth (ticks, clock: {plain(clock)})", **_scale(depths), row=1, col=1)
     fig.update_xaxes(title="breadth (starts)", **_scale(breadths), row=1, col=2)
     fig.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
     fig.update_yaxes(title="accuracy", row=1, col=1)
@@ -97,7 +126,11 @@ def scaling_lines(grids: Mapping[str, ScalingGrid]) -> go.Figure:
 def probe(fit: ProbeFit) -> go.Figure:
     """The held-out score of a probe over the ticks, with its interval, beside the same probe on a control task."""
     title = f"What the state knows: {plain(fit.target)}"
-    facts = [source(fit.origin.model, fit.origin.dtype), f"n = {fit.test_instances:,} held-out instances, fitted on {fit.train_instances:,}", f"clock: {plain(fit.clock)}"]
+    facts = [
+        source(fit.origin.model, fit.origin.dtype),
+        f"n = {fit.test_instances:,} held-out instances, fitted on {fit.train_instances:,}",
+        f"clock: {plain(fit.clock)}",
+    ]
     facts.append(f"band: {fit.level:.0%} interval over instances")
     score, control, ticks = array(fit.score), array(fit.control), array(fit.ticks)
     if not np.isfinite(score).any():
@@ -106,30 +139,49 @@ def probe(fit: ProbeFit) -> go.Figure:
     add_band(fig, x=ticks, low=array(fit.low), high=array(fit.high), colour=BLUE, group="probe")
     _line(fig, ticks, score, style=Style(BLUE, "circle", "solid"), name="probe", legend=True, hover="tick %{x}: score %{y:.3f}")
     _line(fig, ticks, control, style=Style(GREY, "square", "dash"), name="control task", legend=True, hover="tick %{x}: control %{y:.3f}")
-    fig.update_xaxes(title=f"tick (clock: {fit.clock})")
+    fig.update_xaxes(title=f"tick (clock: {plain(fit.clock)})")
     fig.update_yaxes(title="held-out score (0 to 1)", range=[-0.03, 1.03] if np.nanmin(np.concatenate([score, control])) >= 0 else None)
     return finish(fig, title=title, facts=facts)
 
 
 def _line(
-    fig: go.Figure, x: NDArray[np.int32], y: NDArray[np.float32], *, style: Style, name: str, legend: bool, group: str = "", hover: str = "%{x}: %{y:.1%}", **where: int
+    fig: go.Figure,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    *,
+    style: Style,
+    name: str,
+    legend: bool,
+    group: str = "",
+    hover: str = "%{x}: %{y:.1%}",
+    **where: int,
 ) -> None:
     fig.add_trace(
         go.Scatter(
-            x=x, y=y, mode="lines+markers", name=name, legendgroup=group or name, showlegend=legend, line=dict(color=style.colour, width=2.2, dash=style.dash),
-            marker=dict(symbol=style.symbol, size=7, color=style.colour), hovertemplate=hover + "<extra>%{fullData.name}</extra>",
-        ), **where,
+            x=x,
+            y=y,
+            mode="lines+markers",
+            name=name,
+            legendgroup=group or name,
+            showlegend=legend,
+            line=dict(color=style.colour, width=2.2, dash=style.dash),
+            marker=dict(symbol=style.symbol, size=7, color=style.colour),
+            hovertemplate=hover + "<extra>%{fullData.name}</extra>",
+        ),
+        **where,
     )
 
 
 def _facts(grid: ScalingGrid) -> list[str]:
     return [
-        source(grid.origin.model, grid.origin.dtype), f"n = {counted(grid.instances, 'instance')}", f"clock: {plain(grid.clock)}",
+        source(grid.origin.model, grid.origin.dtype),
+        f"n = {counted(grid.instances, 'instance')}",
+        f"clock: {plain(grid.clock)}",
         f"bands: {grid.level:.0%} intervals over instances",
     ]
 
 
-def _scale(values: NDArray[np.int32]) -> dict[str, object]:
+def _scale(values: NDArray[Any]) -> dict[str, object]:
     """A logarithmic axis with a tick at each value, where the values span enough."""
     if values.size > 1 and values.min() > 0 and values.max() / values.min() >= 8:
         return dict(type="log", tickvals=values.tolist(), ticktext=[str(v) for v in values.tolist()])

@@ -1,12 +1,13 @@
 """Pictures of projections: trajectories in the plane, side by side for several methods."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from attractorlab.plots.theme import Style, array, counted, faded, finish, nothing, panels, plain, share_of, source, styles, thinned
+from attractorlab.plots.theme import Style, array, counted, faded, finish, nothing, panels, plain, shade, share_of, source, styles, thinned
 from attractorlab.types import Projection
 
 MAX_ROWS, MAX_POINTS = 60, 1600
@@ -33,7 +34,7 @@ def trajectories(projections: Sequence[Projection], outcome: Sequence[str]) -> g
     if not shown:
         return nothing(title, reason="there is no projected point")
     _check(shown, outcome)
-    rows = np.unique(array(shown[0].row))
+    rows = np.unique(np.concatenate([array(one.row) for one in shown]))
     words = [outcome[int(row)] for row in rows]
     chosen = rows[share_of(words, limit=MAX_ROWS)]
     look = styles(words)
@@ -43,14 +44,18 @@ def trajectories(projections: Sequence[Projection], outcome: Sequence[str]) -> g
     last = max(int(one.tick.max()) for one in shown)
     for col, one in enumerate(shown, start=1):
         paths = _paths(one, chosen)
+        if not paths:
+            continue
         _by_tick(fig, paths, one, col=col, last=last)
         _by_outcome(fig, paths, {int(row): outcome[int(row)] for row in chosen}, look, col=col)
         for row in (1, 2):
             across, up = _axis_titles(one)
             fig.update_xaxes(title=across if row == 2 else None, showgrid=False, showticklabels=_linear(one), row=row, col=col)
             fig.update_yaxes(title=up, showgrid=False, showticklabels=_linear(one), row=row, col=col)
+            if _linear(one):  # Distances can be read, so both axes have one scale.
+                fig.update_yaxes(scaleanchor=fig.get_subplot(row, col).yaxis.anchor, row=row, col=col)
     bar = dict(title=dict(text=f"tick<br>({plain(shown[0].clock)})"), len=0.46, y=1, yanchor="top", thickness=12, outlinewidth=0)
-    fig.update_layout(coloraxis=dict(colorscale="Viridis", cmin=0, cmax=max(last, 1), colorbar=bar))
+    fig.update_layout(meta=dict(width=430 * k), coloraxis=dict(colorscale=shade(9), cmin=0, cmax=max(last, 1), colorbar=bar))
     facts = [source(shown[0].origin.model, shown[0].origin.dtype), f"n = {counted(len(rows), 'row')}", f"clock: {plain(shown[0].clock)}"]
     facts += [f"{len(chosen)} trajectories drawn" if len(chosen) < len(rows) else "", "open circle: start, star: end"]
     return finish(fig, title=title, facts=facts, height=820)
@@ -74,7 +79,7 @@ def _check(projections: Sequence[Projection], outcome: Sequence[str]) -> None:
         )
 
 
-def _paths(one: Projection, chosen: NDArray[np.int64]) -> dict[int, tuple[NDArray[np.float32], NDArray[np.int32]]]:
+def _paths(one: Projection, chosen: NDArray[Any]) -> dict[int, tuple[NDArray[Any], NDArray[Any]]]:
     """Points and ticks of each chosen row in order of ticks, thinned alike so that the figure stays light."""
     row, tick, points = array(one.row), array(one.tick), array(one.coordinates)
     found = {}
@@ -88,21 +93,35 @@ def _paths(one: Projection, chosen: NDArray[np.int64]) -> dict[int, tuple[NDArra
     return found
 
 
-def _by_tick(fig: go.Figure, paths: dict[int, tuple[NDArray[np.float32], NDArray[np.int32]]], one: Projection, *, col: int, last: int) -> None:
+def _by_tick(fig: go.Figure, paths: dict[int, tuple[NDArray[Any], NDArray[Any]]], one: Projection, *, col: int, last: int) -> None:
     x, y = _lines(paths, list(paths))
-    fig.add_scatter(x=x, y=y, mode="lines", line=dict(color="rgba(138,146,156,0.45)", width=0.8), hoverinfo="skip", showlegend=False, row=1, col=col)
+    fig.add_scatter(
+        x=x, y=y, mode="lines", line=dict(color="rgba(138,146,156,0.45)", width=0.8), hoverinfo="skip", showlegend=False, row=1, col=col
+    )
     points = np.concatenate([path for path, _ in paths.values()])
     ticks = np.concatenate([when for _, when in paths.values()])
     names = np.concatenate([np.full(len(when), row, dtype=np.int32) for row, (_, when) in paths.items()])
     fig.add_scatter(
-        x=points[:, 0], y=points[:, 1], mode="markers", marker=dict(size=4.5, color=ticks, coloraxis="coloraxis"), showlegend=False, customdata=names,
-        hovertemplate="row %{customdata}, tick %{marker.color}<extra></extra>", row=1, col=col,
+        x=points[:, 0],
+        y=points[:, 1],
+        mode="markers",
+        marker=dict(size=4.5, color=ticks, coloraxis="coloraxis"),
+        showlegend=False,
+        customdata=names,
+        hovertemplate="row %{customdata}, tick %{marker.color}<extra></extra>",
+        row=1,
+        col=col,
     )
     _ends(fig, paths, list(paths), colour="#8A929C", row=1, col=col)
 
 
 def _by_outcome(
-    fig: go.Figure, paths: dict[int, tuple[NDArray[np.float32], NDArray[np.int32]]], word_of: dict[int, str], look: dict[str, Style], *, col: int
+    fig: go.Figure,
+    paths: dict[int, tuple[NDArray[Any], NDArray[Any]]],
+    word_of: dict[int, str],
+    look: dict[str, Style],
+    *,
+    col: int,
 ) -> None:
     for word, style in look.items():
         rows = [row for row in paths if word_of[row] == word]
@@ -110,27 +129,49 @@ def _by_outcome(
             continue
         x, y = _lines(paths, rows)
         fig.add_scatter(
-            x=x, y=y, mode="lines", line=dict(color=faded(style.colour, 0.7), width=1.2, dash=style.dash), legendgroup=word, showlegend=col == 1,
-            name=plain(word), hoverinfo="name", row=2, col=col,
+            x=x,
+            y=y,
+            mode="lines",
+            line=dict(color=faded(style.colour, 0.7), width=1.2, dash=style.dash),
+            legendgroup=word,
+            showlegend=col == 1,
+            name=plain(word),
+            hoverinfo="name",
+            row=2,
+            col=col,
         )
         _ends(fig, paths, rows, colour=style.colour, row=2, col=col, group=word)
 
 
-def _lines(paths: dict[int, tuple[NDArray[np.float32], NDArray[np.int32]]], rows: list[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _lines(paths: dict[int, tuple[NDArray[Any], NDArray[Any]]], rows: list[int]) -> tuple[NDArray[Any], NDArray[Any]]:
     gap = np.full((1, 2), np.nan, dtype=np.float32)
     whole = np.concatenate([part for row in rows for part in (paths[row][0], gap)])
     return whole[:, 0], whole[:, 1]
 
 
 def _ends(
-    fig: go.Figure, paths: dict[int, tuple[NDArray[np.float32], NDArray[np.int32]]], rows: list[int], *, colour: str, row: int, col: int, group: str = ""
+    fig: go.Figure,
+    paths: dict[int, tuple[NDArray[Any], NDArray[Any]]],
+    rows: list[int],
+    *,
+    colour: str,
+    row: int,
+    col: int,
+    group: str = "",
 ) -> None:
     for place, symbol, size, what in ((0, "circle-open", 7, "start"), (-1, "star", 10, "end")):
         points = np.stack([paths[name][0][place] for name in rows])
         fig.add_scatter(
-            x=points[:, 0], y=points[:, 1], mode="markers", marker=dict(symbol=symbol, size=size, color=colour, line=dict(width=1.2 if place == 0 else 0.5)),
-            customdata=np.array(rows, dtype=np.int32), hovertemplate=f"{what} of row %{{customdata}}<extra></extra>", showlegend=False, legendgroup=group or None,
-            row=row, col=col,
+            x=points[:, 0],
+            y=points[:, 1],
+            mode="markers",
+            marker=dict(symbol=symbol, size=size, color=colour, line=dict(width=1.2 if place == 0 else 0.5)),
+            customdata=np.array(rows, dtype=np.int32),
+            hovertemplate=f"{what} of row %{{customdata}}<extra></extra>",
+            showlegend=False,
+            legendgroup=group or None,
+            row=row,
+            col=col,
         )
 
 

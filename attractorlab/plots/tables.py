@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor
 
-from attractorlab.plots.theme import BLUE, VERMILION
+from attractorlab.plots.theme import BLUE, SKY, VERMILION
 
 SUDOKU = ("", "", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 MAZE = ("", "█", "", "S", "G", "●")
@@ -81,10 +81,14 @@ def _check(inputs: Tensor, answers: Tensor, targets: Tensor | None, side: int, t
             "Repeat the inputs with `inputs.expand_as(answers)`, or pass another `side`."
         )
     if titles and len(titles) != len(inputs):
-        raise ValueError(f"`boards` got {len(titles)} titles for {len(inputs)} boards. Each board has one or none has. Pass as many titles as boards.")
+        raise ValueError(
+            f"`boards` got {len(titles)} titles for {len(inputs)} boards. Each board has one or none has. Pass as many titles as boards."
+        )
 
 
-def _board(given: list[int], answer: list[int], wanted: list[int] | None, *, side: int, title: str, symbols: Sequence[str], blank: int) -> str:
+def _board(
+    given: list[int], answer: list[int], wanted: list[int] | None, *, side: int, title: str, symbols: Sequence[str], blank: int
+) -> str:
     size, parts = side * _CELL, []
     wrong = 0
     for site, (asked, got) in enumerate(zip(given, answer, strict=True)):
@@ -98,18 +102,22 @@ def _board(given: list[int], answer: list[int], wanted: list[int] | None, *, sid
         if mark == "█":
             parts.append(f'<rect x="{x}" y="{y}" width="{_CELL}" height="{_CELL}" fill="currentColor" fill-opacity="0.55"/>')
         elif mark:
-            look = 'fill="currentColor" font-weight="700"' if asked != blank else f'fill="{BLUE}"' if not off else f'fill="{VERMILION}"'
+            # Without `light-dark` a browser keeps the plain blue.
+            filled_in = 'fill="currentColor"' if off else f'fill="{BLUE}" style="fill:light-dark({BLUE},{SKY})"'
+            look = 'fill="currentColor" font-weight="700"' if asked != blank else filled_in
             parts.append(f'<text x="{x + _CELL / 2:g}" y="{y + _CELL * 0.72:g}" {look}>{html.escape(mark)}</text>')
     down, across = _BOXES.get(side, (side, side))
     for i in range(side + 1):
         for bold, line in ((i % across == 0, f"M{i * _CELL} 0V{size}"), (i % down == 0, f"M0 {i * _CELL}H{size}")):
             if side <= 12 or i in (0, side):
-                parts.append(f'<path d="{line}" stroke="currentColor" stroke-width="{1.6 if bold else 0.4}" stroke-opacity="{0.9 if bold else 0.5}"/>')
+                parts.append(
+                    f'<path d="{line}" stroke="currentColor" stroke-width="{1.6 if bold else 0.4}" stroke-opacity="{0.9 if bold else 0.5}"/>'
+                )
     filled = sum(asked == blank for asked in given)
     verdict = "" if wanted is None else ("all cells right" if not wrong else f"{wrong} wrong cell{'s' if wrong > 1 else ''}")
     label = html.escape(", ".join(word for word in (title, f"{filled} of {side * side} cells asked for", verdict) if word))
     caption = html.escape(title) + (" · " if title and verdict else "") + verdict
-    width = min(240, 24 * side)
+    width = min(360, (24 if side <= 12 else 12) * side)
     return (
         f'<div style="width:{width}px"><svg role="img" aria-label="{label}" viewBox="-1.5 -1.5 {size + 3} {size + 3}" width="{width}" '
         f'font-family="ui-monospace,monospace" font-size="{_CELL * 0.66:g}" text-anchor="middle" fill="none">{"".join(parts)}</svg>'

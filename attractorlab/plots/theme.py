@@ -53,12 +53,24 @@ _KNOWN = {
 
 def template(mode: Mode) -> go.layout.Template:
     """The look of every figure, for a light or a dark page. Only what depends on the page's colour differs."""
-    ink, muted, grid, line = ("#1B1F24", "#4B535C", "#E4E7EB", "#9AA3AD") if mode == "light" else ("#E8EAED", "#B4BBC4", "#2C3239", "#6B747F")
-    axis = dict(
-        gridcolor=grid, linecolor=line, tickcolor=line, zeroline=False, showline=True, ticks="outside", ticklen=4, automargin=True,
-        title=dict(font=dict(size=13), standoff=8), tickfont=dict(size=12, color=muted),
+    ink, muted, grid, line = (
+        ("#1B1F24", "#4B535C", "#E4E7EB", "#9AA3AD") if mode == "light" else ("#E8EAED", "#B4BBC4", "#2C3239", "#6B747F")
     )
-    bar = dict(outlinewidth=0, ticks="outside", ticklen=3, thickness=12, tickfont=dict(size=11, color=muted), title=dict(font=dict(size=12)))
+    axis = dict(
+        gridcolor=grid,
+        linecolor=line,
+        tickcolor=line,
+        zeroline=False,
+        showline=True,
+        ticks="outside",
+        ticklen=4,
+        automargin=True,
+        title=dict(font=dict(size=13), standoff=8),
+        tickfont=dict(size=12, color=muted),
+    )
+    bar = dict(
+        outlinewidth=0, ticks="outside", ticklen=3, thickness=12, tickfont=dict(size=11, color=muted), title=dict(font=dict(size=12))
+    )
     return go.layout.Template(
         layout=dict(
             font=dict(family=_FONT, size=13, color=ink),
@@ -73,7 +85,8 @@ def template(mode: Mode) -> go.layout.Template:
             legend=dict(orientation="h", yref="container", y=0, yanchor="bottom", x=0, xanchor="left", font=dict(size=12)),
             hoverlabel=dict(font=dict(family=_FONT, size=12)),
             hovermode="closest",
-            margin=dict(l=64, r=24, t=92, b=96),
+            modebar=dict(bgcolor="rgba(0,0,0,0)", color=line, activecolor=ink),
+            margin=dict(l=64, r=24, t=92, b=90),
         ),
         data=dict(heatmap=[go.Heatmap(colorbar=bar)]),
     )
@@ -94,7 +107,14 @@ def panels(rows: int, cols: int, *, titles: Sequence[str] = (), **spacing: Any) 
 
 
 def finish(fig: go.Figure, *, title: str, facts: Sequence[str], height: int = 430) -> go.Figure:
-    """The figure with its title, its facts (n, clock, tol) as subtitle, and the light template."""
+    """The figure with its title, its facts (n, clock, tol) as subtitle, and the light template.
+
+    `layout.meta["width"]`, if a figure sets it, is the least width in pixels at which it can be read.
+    """
+    named = [trace for trace in fig.data if trace.showlegend is not False and trace.type in ("scatter", "bar")]
+    if len(named) < 2:  # No legend, so no room for one.
+        fig.update_layout(showlegend=False, margin=dict(b=58))
+        height -= 38
     return fig.update_layout(
         template=template("light"), height=height, title=dict(text=title, subtitle=dict(text=" · ".join(fact for fact in facts if fact)))
     )
@@ -149,7 +169,7 @@ def styles(words: Iterable[str]) -> dict[str, Style]:
     return known | {word: free[i % len(free)] for i, word in enumerate(unknown)}
 
 
-def share_of(groups: Sequence[str], *, limit: int) -> NDArray[np.int64]:
+def share_of(groups: Sequence[str], *, limit: int) -> NDArray[Any]:
     """At most about `limit` numbers of whole items, every group in proportion, evenly spaced within its group, at least one of each."""
     names = np.asarray(groups, dtype=object)
     if len(names) <= limit:
@@ -162,7 +182,7 @@ def share_of(groups: Sequence[str], *, limit: int) -> NDArray[np.int64]:
     return np.sort(np.concatenate(chosen))
 
 
-def thinned(n: int, *, limit: int) -> NDArray[np.int64]:
+def thinned(n: int, *, limit: int) -> NDArray[Any]:
     """At most `limit` of the numbers 0 to n − 1, evenly spaced, the first and the last among them."""
     return np.arange(n) if n <= limit else np.unique(np.linspace(0, n - 1, limit).round().astype(np.int64))
 
@@ -176,7 +196,7 @@ def joined(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]
 
 def shade(n: int) -> list[str]:
     """`n` ordered colours, each of which stands out on white and on black."""
-    where = np.linspace(0.3, 0.78, n) if n > 1 else np.array([0.45])
+    where = np.linspace(0.25, 0.8, n) if n > 1 else np.array([0.45])
     return [str(colour) for colour in sample_colorscale("Viridis", where.tolist())]
 
 
@@ -192,8 +212,15 @@ def add_band(fig: go.Figure, *, x: NDArray[Any], low: NDArray[Any], high: NDArra
     """A shaded band between two curves, without its own legend entry."""
     kept = np.isfinite(low) & np.isfinite(high)
     outline = dict(
-        x=np.concatenate([x[kept], x[kept][::-1]]), y=np.concatenate([high[kept], low[kept][::-1]]), fill="toself",
-        fillcolor=faded(colour, 0.16), line=dict(width=0), mode="lines", hoverinfo="skip", showlegend=False, legendgroup=group,
+        x=np.concatenate([x[kept], x[kept][::-1]]),
+        y=np.concatenate([high[kept], low[kept][::-1]]),
+        fill="toself",
+        fillcolor=faded(colour, 0.16),
+        line=dict(width=0),
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=group,
     )
     fig.add_trace(go.Scatter(**outline), **where)
 
@@ -205,7 +232,7 @@ def add_level(fig: go.Figure, *, x: Sequence[float], y: float, name: str, dash: 
     )
 
 
-def unit_circle() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def unit_circle() -> tuple[NDArray[Any], NDArray[Any]]:
     """121 points around the unit circle."""
     angle = np.linspace(0, 2 * np.pi, 121)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)

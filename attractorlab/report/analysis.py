@@ -18,8 +18,8 @@ from attractorlab.dynamics.spectrum import spectrum
 from attractorlab.maps import LatentMap
 from attractorlab.models.eqr import EqR
 from attractorlab.projection import by_pca, by_umap, project
-from attractorlab.store import Run, RunError, join
-from attractorlab.sweep import PUZZLES, Series, units_of, whole
+from attractorlab.store import Run, RunError
+from attractorlab.sweep import PUZZLES, Series, whole
 from attractorlab.types import (
     BasinEstimate,
     BasinSlice,
@@ -106,7 +106,7 @@ def recorded(run: Run, *, reasoners: dict[str, EqR] | None = None) -> Recorded:
                 f"{run.path} was recorded with weights {one.weights} of {one.model}, which now has {found[name].origin().weights}. "
                 "A report reads the model that made the run. Record the run again with the present weights."
             )
-    traj = {name: join([run.read(unit)["trajectory"] for unit in units_of(run, name)]) for name in series}
+    traj = {name: run.trajectory_of(name) for name in series}
     tol = float(config["tol"])
     conv = {name: convergence(one, tol=tol, targets=instance.targets) for name, one in traj.items()}
     return Recorded(run, instance, series, found, traj, conv, tol, float(config["level"]))

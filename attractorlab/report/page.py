@@ -125,10 +125,11 @@ def build_page(title: str, sections: Sequence[Section], *, subtitle: str = "", f
     counter = _Counter()
     chapters = "".join(_section(section, number, counter) for number, section in enumerate(sections, start=1))
     links = "".join(
-        f'<li><a href="#{section.id}"><span class="no">{number}</span>{_plain(section.title)}</a></li>' for number, section in enumerate(sections, start=1)
+        f'<li><a href="#{section.id}"><span class="no">{number}</span>{_plain(section.title)}</a></li>'
+        for number, section in enumerate(sections, start=1)
     )
     listed = "".join(f"<div><dt>{_plain(name)}</dt><dd>{_plain(value)}</dd></div>" for name, value in (facts or {}).items())
-    looks = {mode: template(mode).to_plotly_json() for mode in ("light", "dark")}  # type: ignore[arg-type]
+    looks = {mode: template(mode).to_plotly_json() for mode in ("light", "dark")}
     for look in looks.values():
         look["layout"]["paper_bgcolor"] = "rgba(0,0,0,0)"
     has_figures = counter.figures > 0
@@ -145,7 +146,9 @@ def build_page(title: str, sections: Sequence[Section], *, subtitle: str = "", f
             f'<main id="content"><header id="top"><h1>{_plain(title)}</h1>',
             f'<p class="subtitle">{_plain(subtitle)}</p>' if subtitle else "",
             f'<dl class="facts">{listed}</dl>' if listed else "",
-            "</header>\n<noscript><p class='note'>The figures need JavaScript. Their captions and tables do not.</p></noscript>\n" if has_figures else "</header>\n",
+            "</header>\n<noscript><p class='note'>The figures need JavaScript. Their captions and tables do not.</p></noscript>\n"
+            if has_figures
+            else "</header>\n",
             chapters,
             "</main>\n",
             f'<script type="application/json" id="looks">{_json(looks)}</script>\n',
@@ -247,7 +250,9 @@ def _table(table: Table, name: str) -> str:
     numeric = [all(isinstance(row[i], (int, float)) or row[i] is None for row in table.rows) for i in range(len(table.header))]
     marks = [' class="num"' if one else "" for one in numeric]
     head = "".join(f'<th scope="col"{mark}>{_plain(word)}</th>' for word, mark in zip(table.header, marks, strict=True))
-    rows = "".join("<tr>" + "".join(f"<td{mark}>{_number(cell)}</td>" for cell, mark in zip(row, marks, strict=True)) + "</tr>" for row in table.rows)
+    rows = "".join(
+        "<tr>" + "".join(f"<td{mark}>{_number(cell)}</td>" for cell, mark in zip(row, marks, strict=True)) + "</tr>" for row in table.rows
+    )
     label = f"<b>{name}.</b> " if name else ""
     caption = f"<caption>{label}{_plain(table.caption)}</caption>" if table.caption or name else ""
     empty = "" if table.rows else "<p class='how'>nothing to show: the table has no rows</p>"
@@ -266,13 +271,18 @@ def _figure(block: Figure, number: int) -> str:
     margin.setdefault("t", 34 if panel_titles else 16)
     layout["height"] = height - 56
     columns = len({tuple(axis.get("domain", (0, 1))) for name, axis in layout.items() if name.startswith("xaxis")})
+    width = int((layout.get("meta") or {}).get("width", 320 if columns <= 1 else 330 * columns))
     label = f"figure-{number}-caption"
-    more = f"<details><summary>The numbers behind figure {number}</summary>{_table(block.table, '')}</details>" if block.table is not None else ""
+    more = (
+        f"<details><summary>The numbers behind figure {number}</summary>{_table(block.table, '')}</details>"
+        if block.table is not None
+        else ""
+    )
     return (
         f'<figure role="group" class="card" id="figure-{number}" aria-labelledby="{label}">'
         f'<p class="fig-title">{title}</p><p class="fig-facts">{subtitle}</p>'
         f'<div class="scroll" tabindex="0" role="group" aria-label="Figure {number}, interactive"><div class="plot" data-figure="{number}" '
-        f'style="height:{layout["height"]}px;min-width:{320 if columns <= 1 else 330 * columns}px"></div></div>'
+        f'style="height:{layout["height"]}px;min-width:{width}px"></div></div>'
         f'<figcaption id="{label}"><b>Figure {number}.</b> {_plain(block.caption)}</figcaption>{more}'
         f'<script type="application/json" id="data-{number}">{_json(spec)}</script></figure>'
     )

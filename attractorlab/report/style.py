@@ -83,7 +83,7 @@ SCRIPT = """
     var spec = JSON.parse(document.getElementById("data-" + div.dataset.figure).textContent);
     spec.layout.template = looks[mode()];
     window.Plotly.newPlot(div, spec.data, spec.layout, {
-      responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+      responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "zoom2d"],
       toImageButtonOptions: { format: "svg", filename: "figure-" + div.dataset.figure }
     });
   }

@@ -165,7 +165,8 @@ def power_iteration(
     if not 1 <= len(values) <= dim or values[0] <= max([0.0, *(abs(value) for value in values[1:])]):
         raise ValueError(
             f"`power_iteration` got values that begin with {list(values[:3])} for dim={dim}. "
-            "The first is positive and strictly the largest in modulus, and there is at most one for each dimension. Sort them by modulus, largest first."
+            "The first is positive and strictly the largest in modulus, and there is at most one for each dimension. "
+            "Sort them by modulus, largest first."
         )
     spectrum = torch.zeros(dim, dtype=torch.float64)
     spectrum[: len(values)] = torch.tensor(values, dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Training: segments, losses, the data stream."""

@@ -70,6 +70,14 @@ class TrainConfig:
         for name in ("segments", "batch", "halt_max", "puzzles", "width", "blocks", "H_cycles", "L_cycles"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`TrainConfig` got {name}={getattr(self, name)}. It counts things that there must be one of. Use {name}=1 or more.")
+        for name in ("reveal", "reveal_up_to", "halt_explore", "final_lr"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`TrainConfig` got {name}={getattr(self, name)}. It is a share. Use a number from 0 to 1.")
+        if not self.decay >= 0 or not self.warmup >= 0 or not self.noise >= 0:
+            raise ValueError(
+                f"`TrainConfig` got decay={self.decay}, warmup={self.warmup}, noise={self.noise}. None of them is negative. "
+                "Use decay=0, warmup=100, noise=0.01."
+            )
         if not 0 < self.lr < 1 or not 0 <= self.ema < 1:
             raise ValueError(f"`TrainConfig` got lr={self.lr}, ema={self.ema}. Rates lie between 0 and 1. Use lr=0.002, ema=0.999.")
 

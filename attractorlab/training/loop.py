@@ -62,15 +62,16 @@ class Trainer:
         self.halted = torch.ones(n, dtype=torch.bool)
 
     def run(self, *, every: int = 20) -> Iterator[Progress]:
-        """Train to the end of the configuration, yielding averages of the last `every` segments."""
-        began, first, sums, finished = time.monotonic(), self.segment, {"loss": 0.0, "halt_loss": 0.0}, [0, 0, 0]
+        """Train to the end of the configuration, yielding averages since the last yield at every multiple of `every` segments."""
+        began, first, last = time.monotonic(), self.segment, self.segment
+        sums, finished = {"loss": 0.0, "halt_loss": 0.0}, [0, 0, 0]
         while self.segment < self.config.segments:
             losses, (done, solved, used) = self._segment()
             for name, value in losses.items():
                 sums[name] += value
             finished = [finished[0] + done, finished[1] + solved, finished[2] + used]
             if self.segment % every == 0 or self.segment == self.config.segments:
-                n = (self.segment - 1) % every + 1
+                n = self.segment - last
                 spent = time.monotonic() - began
                 yield {
                     "segment": self.segment,
@@ -82,7 +83,7 @@ class Trainer:
                     "seconds": spent,
                     "seconds_left": spent / (self.segment - first) * (self.config.segments - self.segment),
                 }
-                sums, finished = {"loss": 0.0, "halt_loss": 0.0}, [0, 0, 0]
+                sums, finished, last = {"loss": 0.0, "halt_loss": 0.0}, [0, 0, 0], self.segment
 
     def _segment(self) -> tuple[dict[str, float], tuple[int, int, int]]:
         """One segment on the whole batch: refill, run, learn, halt."""
@@ -245,16 +246,21 @@ def train(trainer: Trainer, folder: str | os.PathLike[str], *, name: str, comman
 
     The folder gets `model.safetensors` (the averaged model so far), `state.safetensors` (to resume from) and `log.jsonl`. The first two are
     written every `save_every` segments and at the end, so that an interruption anywhere loses at most that many.
+
+    Raises:
+        ValueError: If `save_every` is below 1.
     """
+    if save_every < 1:
+        raise ValueError(f"`train` got save_every={save_every}. The state is saved once in 1 or more segments. Use save_every=200.")
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     log = place / "log.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
-    # After a kill the log may be ahead of the state that was saved.
-    lines = [line for line in lines if json.loads(line)["segment"] <= trainer.segment]
+    # After a kill the log may be ahead of the state that was saved, and its last line may be torn.
+    lines = [line for line in lines if line.endswith("}") and json.loads(line)["segment"] <= trainer.segment]
     log.write_text("".join(line + "\n" for line in lines))
     with open(log, "a") as file:
-        for progress in trainer.run():
+        for progress in trainer.run(every=math.gcd(20, save_every)):
             file.write(json.dumps(progress) + "\n")
             file.flush()
             report(progress)

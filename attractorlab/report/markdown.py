@@ -1,0 +1,103 @@
+"""The report without pictures: as Markdown to read and as JSON to compute with."""
+
+import math
+from typing import Any
+
+from attractorlab.report.analysis import Analysis, Recorded
+from attractorlab.report.sections import facts
+from attractorlab.types import Finding
+
+SCHEMA = 1
+
+
+def as_markdown(data: Recorded, numbers: tuple[Finding, ...], sentences: list[str]) -> str:
+    """The verdict, the run card and every finding."""
+    lines = [f"# Stability report: {data.reasoner['main'].name}", "", "## Verdict", "", *[f"{k}. {text}" for k, text in enumerate(sentences, 1)], ""]
+    lines += ["## Run", "", "| what | value |", "|---|---|", *[f"| {key} | {_cell(value)} |" for key, value in facts(data).items()], ""]
+    lines += ["## Findings", "", "| finding | value | interval or range | n | unit | source |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {_cell(one.claim)} | {_number(one.value)} | {_interval(one)} | {one.n} | {_cell(one.unit)} | `{one.source}` |" for one in numbers
+    ]
+    level = f"{100 * data.level:g}"
+    lines += [
+        "",
+        f"Shares carry {level} % intervals: Wilson's with the starts of a puzzle counted for what they are worth, Clopper and Pearson's for counts of points and puzzles. "
+        "A median carries its 10-90 % range. A dash stands for a number that has no interval.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def as_json(data: Recorded, found: Analysis, numbers: tuple[Finding, ...], sentences: list[str]) -> dict[str, Any]:
+    """The findings, and the tables behind the figures; numbers that do not exist are null."""
+    spec, points, g = found.spectrum, found.points[found.points.converged], found.grid
+    return _clean(
+        {
+            "schema": SCHEMA,
+            "model": data.reasoner["main"].name,
+            "verdict": sentences,
+            "run": facts(data),
+            "config": dict(data.run.manifest.config),
+            "findings": [vars(one) for one in numbers],
+            "fixed_points": [
+                {
+                    "row": row,
+                    "instance": instance,
+                    "start": start,
+                    "residual": residual,
+                    "error": error,
+                    "moved": moved,
+                    "radius": radius,
+                    "verdict": word,
+                    "eigenvalues": [[value.real, value.imag] for value in eigenvalues],
+                    "defect": defect,
+                }
+                for row, instance, start, residual, error, moved, radius, word, eigenvalues, defect in zip(
+                    points.row.tolist(),
+                    points.instance.tolist(),
+                    points.start.tolist(),
+                    points.residual.tolist(),
+                    points.error.tolist(),
+                    points.moved.tolist(),
+                    spec.radius.tolist(),
+                    spec.verdict,
+                    spec.eigenvalues.tolist(),
+                    spec.defect.tolist(),
+                    strict=True,
+                )
+            ],
+            "basins": [
+                {"instance": i, "label": label, "count": c, "share": s, "low": lo, "high": hi}
+                for i, label, c, s, lo, hi in zip(
+                    found.basins.of_instance.tolist(),
+                    found.basins.label.tolist(),
+                    found.basins.count.tolist(),
+                    found.basins.share.tolist(),
+                    found.basins.low.tolist(),
+                    found.basins.high.tolist(),
+                    strict=True,
+                )
+            ],
+            "scaling": {"depth": g.depth.tolist(), "breadth": g.breadth.tolist(), "selectors": list(g.selectors), "accuracy": g.accuracy.tolist()},
+        }
+    )
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _clean(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.4g}"
+
+
+def _interval(one: Finding) -> str:
+    return "-" if math.isnan(one.low) else f"{one.low:.4g} to {one.high:.4g}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,177 @@
+"""The grid against ten lines of numpy, and the selectors against made-up candidates."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from attractorlab import Instance, by_halt, by_residual, by_vote, only_last, repeat_rows, scaling, scaling_of, trace
+from attractorlab.dynamics.scaling import Candidates
+from attractorlab.maps import LatentMap
+from attractorlab.statistics import wilson
+
+DEPTH, BREADTH, LEVEL = (1, 2, 5, 9), (1, 3, 4), 0.9
+SITES, CLASSES = 3, 4
+
+
+@dataclass(frozen=True)
+class Made:
+    """A reasoner whose state wanders towards logits that suit the instance more or less, from random starts."""
+
+    halts: bool = True
+
+    def bind(self, instance):
+        n = len(instance)
+        goal = 2.0 * torch.nn.functional.one_hot(instance.inputs, CLASSES).double()
+
+        def readout(z):
+            out = {"logits": z["z"]}
+            return out | {"halt": z["z"].amax((1, 2))} if self.halts else out
+
+        return LatentMap(
+            lambda z, x: {"z": 0.7 * z["z"] + 0.3 * torch.tanh(x["goal"] - z["z"].flip(1))},
+            {"goal": goal},
+            readout=readout,
+            clock="tick",
+            instance=torch.arange(n),
+            start=torch.zeros(n).long(),
+        )
+
+    def start(self, drive, *, generator):
+        return {"z": 2 * torch.randn(drive["goal"].shape, generator=generator, dtype=torch.float64)}
+
+
+def instances(generator, n=12):
+    inputs = torch.randint(CLASSES, (n, SITES), generator=generator)
+    return Instance(inputs, inputs, tuple(str(k) for k in range(n)), "made", None)
+
+
+def grid_of(puzzles, reasoner=None, **more):
+    choose = [by_residual, by_vote, by_halt]
+    g = torch.Generator().manual_seed(3)
+    return scaling(reasoner or Made(), puzzles, depth=DEPTH, breadth=BREADTH, select=choose, generator=g, level=LEVEL, **more)
+
+
+def recorded(puzzles, starts=4, ticks=9):
+    f = Made().bind(puzzles).take(repeat_rows(len(puzzles), starts))
+    return trace(f, Made().start(f.drive, generator=torch.Generator().manual_seed(3)), ticks=ticks, keep=only_last())
+
+
+def test_every_column_is_what_ten_lines_of_numpy_give(generator):
+    puzzles = instances(generator)
+    grid, traj = grid_of(puzzles), recorded(puzzles)
+    assert grid.selectors == ("mean", "residual", "vote", "halt", "any")
+    n, starts = len(puzzles), 4
+    solved = (traj.readouts["answer"].long() == puzzles.targets.repeat_interleave(starts, 0)).all(2).numpy().reshape(-1, n, starts)
+    residual, halt = traj.residual.numpy().reshape(-1, n, starts), traj.readouts["halt"].numpy().reshape(-1, n, starts)
+    answer = traj.readouts["answer"].numpy().reshape(-1, n, starts, SITES)
+    assert 0.1 < solved[-1].mean() < 0.9, "a grid of all right or all wrong would test nothing"
+    for i, d in enumerate(DEPTH):
+        for j, b in enumerate(BREADTH):
+            right, r = solved[d, :, :b], residual[max(0, d - 3) : d, :, :b].mean(0)
+            votes = np.array([[sum(tuple(a) == tuple(c) for c in row[:b]) for a in row[:b]] for row in answer[d]])
+            picks = [r.argmin(1), votes.argmax(1), halt[d, :, :b].argmax(1)]
+            rows = np.arange(n)
+            accuracy = [right.mean(), *[right[rows, pick].mean() for pick in picks], right.any(1).mean()]
+            residuals = [r.mean(), *[r[rows, pick].mean() for pick in picks], r.min(1).mean()]
+            assert grid.accuracy[i, j].tolist() == pytest.approx(accuracy)
+            assert grid.residual[i, j].tolist() == pytest.approx(residuals)
+            assert grid.spread[i, j].item() == pytest.approx(np.abs(right.mean(1) - right[:, 0]).mean())
+    low, high = wilson(grid.accuracy * n, torch.tensor(n), level=LEVEL)
+    assert grid.low.equal(low) and grid.high.equal(high) and grid.level == LEVEL and grid.instances == n
+    assert grid.map_calls.tolist() == [[d * b for b in BREADTH] for d in DEPTH]
+
+
+def test_a_recorded_run_gives_the_same_grid_in_any_order_of_rows(generator):
+    puzzles = instances(generator)
+    live, traj = grid_of(puzzles), recorded(puzzles)
+    order = torch.randperm(48, generator=generator)
+    f = Made().bind(puzzles).take(repeat_rows(12, 4))
+    moved = trace(f.take(order), {"z": Made().start(f.drive, generator=torch.Generator().manual_seed(3))["z"][order]}, ticks=9, keep=only_last())
+    for one in (traj, moved):
+        again = scaling_of(one, puzzles.targets, depth=DEPTH, breadth=BREADTH, select=[by_residual, by_vote, by_halt], level=LEVEL)
+        for name in ("accuracy", "low", "high", "residual", "spread", "map_calls"):
+            assert torch.allclose(getattr(live, name), getattr(again, name), rtol=1e-12, atol=0), name
+
+
+def test_relabelled_digits_change_nothing(generator):
+    puzzles = instances(generator)
+    traj = recorded(puzzles)
+    other = torch.tensor([2, 0, 3, 1])
+    renamed = replace(traj, readouts={**traj.readouts, "answer": other[traj.readouts["answer"].long()].to(torch.int16)})
+    choose = [by_residual, by_vote]
+    a = scaling_of(traj, puzzles.targets, depth=DEPTH, breadth=BREADTH, select=choose)
+    b = scaling_of(renamed, other[puzzles.targets], depth=DEPTH, breadth=BREADTH, select=choose)
+    assert a.accuracy.equal(b.accuracy) and a.residual.equal(b.residual)
+
+
+def test_one_start_leaves_nothing_to_select_and_an_oracle_is_never_beaten(generator):
+    grid = grid_of(instances(generator))
+    assert (grid.accuracy[:, 0] == grid.accuracy[:, 0, :1]).all() and (grid.spread[:, 0] == 0).all()
+    assert (grid.accuracy <= grid.accuracy[..., -1:]).all() and (grid.accuracy[:, 1:, -1] >= grid.accuracy[:, :1, -1]).all()
+
+
+def test_a_strobed_grid_has_the_columns_of_the_deeper_ticks(generator):
+    puzzles = instances(generator)
+    plain, seen = grid_of(puzzles), grid_of(puzzles, every=5)
+    assert seen.clock == "5 x tick"
+    assert seen.accuracy[0, :, [0, 2, 3, 4]].equal(plain.accuracy[2, :, [0, 2, 3, 4]]), "one strobed tick is five"
+
+
+def test_votes_go_to_whole_answers_and_ties_to_the_lowest_start():
+    c = Candidates(residual=torch.tensor([[3.0, 1.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0]]), answer=torch.tensor([[5, 7, 7, 9], [4, 2, 4, 2]]), halt=None)
+    assert by_vote(c).tolist() == [1, 0] and by_residual(c).tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"`by_halt` got a run without a readout `halt`.*Use by_residual or by_vote"):
+        by_halt(c)
+
+
+def test_a_start_that_was_lost_is_never_selected_by_residual_or_halt():
+    lost = torch.tensor([[torch.nan, 2.0, 1.0]])
+    c = Candidates(residual=lost, answer=torch.zeros(1, 3).long(), halt=-lost)
+    assert by_residual(c).tolist() == [2] and by_halt(c).tolist() == [2]
+
+
+def test_a_lost_start_leaves_the_other_instances_and_the_best_residual_alone(generator):
+    puzzles = instances(generator)
+    traj = recorded(puzzles)
+    residual = traj.residual.clone()
+    residual[:, 1] = torch.nan
+    grid = scaling_of(replace(traj, residual=residual), puzzles.targets, depth=[9], breadth=[4], select=[by_residual])
+    assert grid.residual[0, 0, 0].isnan() and grid.residual[0, 0, 1:].isfinite().all() and grid.accuracy.isfinite().all()
+
+
+def test_the_answer_is_hidden_from_the_selectors(generator):
+    puzzles = instances(generator)
+    seen = []
+
+    def by_spying(c):
+        seen.append(sorted(vars(c)))
+        return torch.zeros(len(c.residual)).long()
+
+    grid = scaling_of(recorded(puzzles), puzzles.targets, depth=[3], breadth=[2], select=[by_spying])
+    assert seen == [["answer", "halt", "residual"]] and grid.selectors == ("mean", "spying", "any")
+
+
+def test_misuse_is_refused_with_what_to_do(generator):
+    puzzles = instances(generator)
+    traj = recorded(puzzles)
+    rest = {"select": [by_vote]}
+    with pytest.raises(ValueError, match=r"`scaling_of` got depth \[10\] for a run of 9 ticks.*Ask for less, or record more"):
+        scaling_of(traj, puzzles.targets, depth=[10], breadth=[1], **rest)
+    with pytest.raises(ValueError, match=r"`scaling_of` got breadth \[5\] for a run of 4 starts.*breadth|Breadth ends with the starts"):
+        scaling_of(traj, puzzles.targets, depth=[1], breadth=[5], **rest)
+    for depth, breadth in (([0], [1]), ([1], [0]), ([], [1]), ([-1, 3], [1])):
+        with pytest.raises(ValueError, match=r"`scaling` got depth .* and breadth .*Both hold numbers from 1.*Use depth=\[1, 4, 16\]"):
+            scaling_of(traj, puzzles.targets, depth=depth, breadth=breadth, **rest)
+        with pytest.raises(ValueError, match=r"Both hold numbers from 1"):
+            scaling(Made(), puzzles, depth=depth, breadth=breadth, generator=generator, **rest)
+    unknown = Instance(puzzles.inputs, None, puzzles.ids, puzzles.task, None)
+    with pytest.raises(ValueError, match=r"`scaling` got instances without targets.*Load puzzles that have them"):
+        scaling(Made(), unknown, depth=[1], breadth=[1], generator=generator, **rest)
+    f = Made().bind(puzzles).take([0, 0, 1])
+    ragged = trace(f, Made().start(f.drive, generator=generator), ticks=3, keep=only_last())
+    with pytest.raises(ValueError, match=r"`scaling_of` got between 1 and 2 starts an instance.*Record a rectangular run"):
+        scaling_of(ragged, puzzles.targets, depth=[1], breadth=[1], **rest)
+    with pytest.raises(ValueError, match=r"`by_halt` got a run without a readout `halt`"):
+        scaling(Made(halts=False), puzzles, depth=[1], breadth=[1], select=[by_halt], generator=generator)

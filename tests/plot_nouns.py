@@ -1,0 +1,146 @@
+"""Made-up nouns with known contents, for tests of figures."""
+
+import torch
+
+from attractorlab.types import BasinEstimate, BasinSlice, Convergence, Origin, ProbeFit, Projection, ScalingGrid, Spectrum
+
+ORIGIN = Origin(model="toy", dtype="float32")
+TICKS = 40
+
+
+def convergence_of(
+    rows: int, *, ticks: int = TICKS, targets: bool = True, settled: bool | None = None, clock: str = "recursion"
+) -> Convergence:
+    """Rows whose residuals fall by 0.7 a tick, but every fourth stays at 0.05; every third is never solved."""
+    time, row = torch.arange(ticks + 1), torch.arange(rows)
+    still = (row % 4 != 3) if settled is None else torch.full((rows,), settled)
+    residual = torch.where(still, 0.7 ** time[:, None].float() * (1 + row % 5), torch.tensor(0.05))
+    first = torch.where(row % 3 != 2, row % 11, -1)
+    solved = (time[:, None] >= first) & (first >= 0)
+    return Convergence(
+        ticks=time,
+        residual=residual,
+        rate=torch.full((rows,), 0.7),
+        settle_tick=torch.where(still, 20 + row % 7, -1),
+        solved=solved if targets else None,
+        first_solved=first if targets else None,
+        stays_solved=first if targets else None,
+        period=still.long(),
+        verdict=tuple("settled" if one else "wandering" for one in still.tolist()),
+        instance=row // 4,
+        start=row % 4,
+        tol=1e-3,
+        clock=clock,
+        origin=ORIGIN,
+    )
+
+
+def spectrum_of(points: int, modes: int, *, defect: float = 1e-8) -> Spectrum:
+    angle = torch.arange(points * modes).reshape(points, modes) * 0.7
+    values = torch.polar(
+        1.2 * 0.8 ** torch.arange(modes) * torch.ones(points, 1) * (0.5 + torch.arange(points)[:, None] / max(1, points)), angle
+    )
+    radius = values.abs().amax(1) if points else torch.zeros(0)
+    return Spectrum(
+        eigenvalues=values,
+        defect=torch.full((points, modes), defect),
+        condition=torch.ones(points, modes),
+        radius=radius,
+        verdict=tuple("stable" if one < 1 else "unstable(1)" for one in radius.tolist()),
+        method="dense",
+        products=modes,
+        clock="recursion",
+        origin=ORIGIN,
+    )
+
+
+def basins_of(counts: list[list[int]], undecided: list[int]) -> BasinEstimate:
+    """Given counts per attractor of each instance, largest first, and undecided starts."""
+    starts = torch.tensor([sum(some) + rest for some, rest in zip(counts, undecided, strict=True)], dtype=torch.int64)
+    of_instance = torch.tensor([i for i, some in enumerate(counts) for _ in some], dtype=torch.int64)
+    count = torch.tensor([one for some in counts for one in some], dtype=torch.int64)
+    share = count / starts[of_instance] if len(count) else torch.zeros(0)
+    rows = int(starts.sum()) if len(starts) else 0
+    return BasinEstimate(
+        labels=torch.zeros(rows, dtype=torch.int64),
+        instance=torch.zeros(rows, dtype=torch.int64),
+        start=torch.arange(rows),
+        label=torch.tensor([a for some in counts for a in range(len(some))], dtype=torch.int64),
+        of_instance=of_instance,
+        count=count,
+        share=share,
+        low=(share - 0.1).clamp(min=0),
+        high=(share + 0.1).clamp(max=1),
+        share_if=torch.stack([share, share], 1),
+        example=torch.zeros_like(count),
+        instances=torch.arange(len(counts)),
+        starts=starts,
+        undecided=torch.tensor(undecided) / starts if len(counts) else torch.zeros(0),
+        missing_mass=torch.zeros(len(counts)),
+        effective_n=float(len(counts)),
+        level=0.95,
+        sampler="own starts",
+        clock="recursion",
+        origin=ORIGIN,
+    )
+
+
+def plane_of(labels: torch.Tensor) -> BasinSlice:
+    up, across = labels.shape
+    return BasinSlice(
+        labels=labels,
+        ticks=torch.where(labels >= 0, 7, -1),
+        residual=torch.zeros(labels.shape),
+        x=torch.linspace(-1, 1, across),
+        y=torch.linspace(-2, 2, up),
+        center={"z": torch.zeros(3)},
+        axes={"z": torch.zeros(2, 3)},
+        tol=1e-3,
+        clock="recursion",
+        origin=ORIGIN,
+    )
+
+
+def projection_of(rows: int, *, ticks: int = 12, method: str = "PCA", clock: str = "recursion", axes: int = 2) -> Projection:
+    row, tick = torch.arange(rows).repeat(ticks), torch.arange(ticks).repeat_interleave(rows)
+    scores = {"trustworthiness": 0.91} | ({"variance 1": 0.5, "variance 2": 0.25} if method == "PCA" else {})
+    coordinates = torch.stack([row + 0.1 * tick, row - 0.2 * tick, tick], 1)[:, :axes].float()
+    return Projection(coordinates=coordinates, tick=tick, row=row, faithfulness=scores, method=method, clock=clock, origin=ORIGIN)
+
+
+def grid_of(*, clock: str = "recursion", depths: int = 4, selectors: tuple[str, ...] = ("residual", "vote")) -> ScalingGrid:
+    depth, breadth = 4 ** torch.arange(depths), torch.tensor([1, 4])
+    accuracy = torch.linspace(0.1, 0.9, depths)[:, None, None].expand(depths, 2, len(selectors))
+    return ScalingGrid(
+        depth=depth,
+        breadth=breadth,
+        selectors=selectors,
+        accuracy=accuracy,
+        low=accuracy - 0.05,
+        high=accuracy + 0.05,
+        residual=1 - accuracy,
+        spread=torch.zeros(depths, 2),
+        map_calls=depth[:, None] * breadth,
+        instances=50,
+        level=0.95,
+        clock=clock,
+        origin=ORIGIN,
+    )
+
+
+def fit_of(ticks: int) -> ProbeFit:
+    score = torch.linspace(0.3, 0.9, ticks)
+    return ProbeFit(
+        ticks=torch.arange(ticks),
+        score=score,
+        low=score - 0.1,
+        high=score + 0.1,
+        control=torch.full((ticks,), 0.3),
+        selectivity=score - 0.3,
+        train_instances=20,
+        test_instances=10,
+        level=0.95,
+        target="digit",
+        clock="recursion",
+        origin=ORIGIN,
+    )

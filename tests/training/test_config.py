@@ -1,0 +1,73 @@
+"""Training configurations: presets, overrides, and everything unknown refused."""
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from attractorlab.models import EqRConfig
+from attractorlab.training.config import PRESETS, TrainConfig, config_from_json, config_to_json, read_config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_read_back_from_json_and_give_a_model(name):
+    config = read_config(name, {})
+    assert config == PRESETS[name] == config_from_json(config_to_json(config))
+    shape = config.model(sites=16, vocabulary=6)
+    assert isinstance(shape, EqRConfig) and (shape.width, shape.task, shape.damping) == (config.width, config.task, config.damping)
+
+
+def test_the_baseline_differs_from_its_partner_in_start_damping_and_noise_alone():
+    ours, theirs = PRESETS["eqr-sudoku-6"], PRESETS["trm-sudoku-6"]
+    differ = {one.name for one in fields(TrainConfig) if getattr(ours, one.name) != getattr(theirs, one.name)}
+    assert differ == {"start", "damping", "noise"}
+
+
+def test_overrides_are_read_by_the_type_of_their_field():
+    config = read_config("eqr-sudoku-4", {"lr": "1e-3", "width": "48", "loss": "softmax", "data": "x.csv"})
+    assert (config.lr, config.width, config.loss, config.data) == (1e-3, 48, "softmax", "x.csv")
+    assert type(config.width) is int and config.segments == PRESETS["eqr-sudoku-4"].segments
+
+
+def test_unknown_names_and_values_of_another_type_are_refused():
+    with pytest.raises(ValueError, match=r"unknown configuration 'eqr'.*Use one of eqr-sudoku-4"):
+        read_config("eqr", {})
+    with pytest.raises(ValueError, match=r"unknown key 'learning_rate'.*Use one of H_cycles, .*lr, "):
+        read_config("eqr-sudoku-4", {"learning_rate": "1"})
+    for key, text, kind in (("width", "1e2", "int"), ("lr", "fast", "float"), ("segments", "", "int")):
+        with pytest.raises(ValueError, match=rf"`train` got {key}='{text}'. `{key}` is of type {kind}. Write, for example, {key}="):
+            read_config("eqr-sudoku-4", {key: text})
+
+
+def test_stored_configurations_with_other_keys_are_refused():
+    stored = json.loads(config_to_json(TrainConfig("sudoku-4")))
+    del stored["ema"]
+    with pytest.raises(ValueError, match=r"differs in the keys \['colour', 'ema'\].*Use the version of attractorlab that wrote the file"):
+        config_from_json(json.dumps({**stored, "colour": 1}))
+
+
+WRONG = {
+    "loss": ("hinge", r"got loss='hinge'.*stablemax, softmax. Use loss=stablemax"),
+    "precision": ("int4", r"got precision='int4'.*Use precision=float32"),
+    "segments": (0, r"got segments=0.*Use segments=1 or more"),
+    "batch": (-1, r"got batch=-1.*Use batch=1 or more"),
+    "lr": (float("nan"), r"got lr=nan.*Use lr=0.002"),
+    "ema": (1.0, r"ema=1.0.*Use lr=0.002, ema=0.999"),
+    "reveal": (1.5, r"got reveal=1.5. It is a share. Use a number from 0 to 1"),
+    "halt_explore": (-0.1, r"got halt_explore=-0.1. It is a share"),
+    "decay": (-1, r"got decay=-1, .*None of them is negative"),
+    "noise": (-1.0, r"noise=-1.0. None of them is negative.*Use decay=0, warmup=100, noise=0.01"),
+    "mixer": ("conv", None),
+    "damping": (1.0, None),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_values_out_of_range_are_refused(name):
+    value, text = WRONG[name]
+    if text is None:  # a field of the model's shape is refused by the model's configuration
+        with pytest.raises(ValueError, match=rf"`EqRConfig` got {name}="):
+            TrainConfig("sudoku-4", **{name: value}).model(sites=16, vocabulary=6)
+    else:
+        with pytest.raises(ValueError, match=text):
+            TrainConfig("sudoku-4", **{name: value})
