@@ -108,17 +108,22 @@ def by_umap(n_components: int = 2, *, random_state: int, neighbours: int = NEIGH
         k = min(neighbours, len(x) - 1)
         distance, index = _neighbours(x, k)
         umap = _umap()
-        with warnings.catch_warnings():
-            # UMAP warns about every deliberate choice: precomputed neighbours, one thread for a seed, a graph in pieces.
-            warnings.simplefilter("ignore")
-            fit = umap.UMAP(
-                n_components=n_components,
-                n_neighbors=k,
-                random_state=random_state,
-                n_jobs=1,
-                init="pca",
-                precomputed_knn=(index.numpy().astype(np.int32), distance.float().numpy(), None),
-            ).fit_transform(x.float().numpy())
+        threads = torch.get_num_threads()
+        try:
+            with warnings.catch_warnings():
+                # UMAP warns about every deliberate choice: precomputed neighbours, one thread for a seed, a graph in pieces.
+                warnings.simplefilter("ignore")
+                fit = umap.UMAP(
+                    n_components=n_components,
+                    n_neighbors=k,
+                    random_state=random_state,
+                    n_jobs=1,
+                    init="pca",
+                    precomputed_knn=(index.numpy().astype(np.int32), distance.float().numpy(), None),
+                ).fit_transform(x.float().numpy())
+        finally:
+            # UMAP's compiled loops share OpenMP with torch and leave it at another number of threads.
+            torch.set_num_threads(threads)
         return Placed(torch.as_tensor(fit, dtype=torch.float64), "UMAP", {"neighbours": float(k)})
 
     return place
@@ -130,13 +135,10 @@ def thin(traj: Trajectory, points_per_row: int) -> tuple[Int[Tensor, " point"], 
     step = torch.stack([(leaf[1:] - leaf[:-1]).square().sum(-1) for leaf in flat.values()]).sum(0).sqrt()
     path = torch.cat([torch.zeros(1, step.shape[1], dtype=torch.float64), step.nan_to_num(nan=0.0).cumsum(0)])
     share = path / path[-1].clamp(min=1e-300)
+    # The last bucket begins at the end of the path: the state that gets there stands for the whole tail at rest.
     bucket = (share * (points_per_row - 1)).floor()
     new = torch.ones_like(bucket, dtype=torch.bool)
     new[1:] = bucket[1:] > bucket[:-1]
-    # The state that reaches the end of the path stands for the whole tail at rest.
-    last = (share >= 1).int().argmax(0)
-    new[last, torch.arange(new.shape[1])] = True
-    new &= torch.arange(len(new))[:, None] <= last
     row, time = new.T.nonzero(as_tuple=True)
     if len(row) > LANDMARKS:
         rows = torch.unique(row)

@@ -78,6 +78,38 @@ def cluster_mean(values: Float[Tensor, " row"], cluster: Int[Tensor, " row"], *,
     return float(sums.sum() / counts.sum()), float(low), float(high)
 
 
+def cluster_auc(
+    score: Float[Tensor, " row"], good: Bool[Tensor, " row"], cluster: Int[Tensor, " row"], *, level: float, draws: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """The chance that a good row scores above a bad one (the area under the ROC curve), with a bootstrap interval over whole clusters.
+
+    All three are NaN where all rows are good or all bad; redrawn samples that are so are left out of the interval.
+
+    Example:
+        >>> score, good = torch.tensor([3.0, 2.0, 1.0, 0.0]), torch.tensor([True, False, True, False])
+        >>> cluster_auc(score, good, torch.arange(4), level=0.9)[0]
+        0.75
+    """
+    kinds, index = np.unique(cluster.numpy(), return_inverse=True)
+    order = np.argsort(score.double().numpy(), kind="stable")
+    x, y, index = score.double().numpy()[order], good.numpy()[order], index[order]
+    _, tie = np.unique(x, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(len(kinds), np.full(len(kinds), 1 / len(kinds)), size=draws)
+    areas = []
+    for w in (np.ones(len(kinds)), *weights):
+        up, down = np.bincount(tie, w[index] * y), np.bincount(tie, w[index] * ~y)
+        below = np.cumsum(down) - down
+        pairs = up.sum() * down.sum()
+        areas.append(float((up * (below + down / 2)).sum() / pairs) if pairs else np.nan)
+    area, drawn = areas[0], np.array(areas[1:])
+    if np.isnan(area):
+        return np.nan, np.nan, np.nan
+    a = (1 - _checked(level)) / 2
+    low, high = np.nanquantile(drawn, [a, 1 - a])
+    return area, float(low), float(high)
+
+
 def effective_n(values: Bool[Tensor, " row"], cluster: Int[Tensor, " row"]) -> float:
     """How many independent rows the clustered `values` are worth: n/(1 + (m − 1)ρ), ρ the correlation inside clusters of m rows.
 

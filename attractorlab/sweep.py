@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from attractorlab.dynamics.orbits import FLOOR
 from attractorlab.dynamics.recorder import bytes_of, only_last, trace
 from attractorlab.maps import LatentMap, repeat_rows, strobe
 from attractorlab.models.eqr import EqR
@@ -16,6 +17,7 @@ from attractorlab.types import Drive, Instance, State
 
 UNIT = 8  # instances in a unit of work
 PUZZLES = "puzzles"  # the segment that holds the instances
+REST = 5.0  # times the rounding floor: a row that stays below it has no digits left to move, and is followed no further
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def record(
         "ticks": ticks,
         "seed": seed,
         "unit": UNIT,
+        "rest": {name: rest_of(reasoner) for name, (reasoner, _) in series.items()},
         "series": {name: asdict(one) for name, (_, one) in series.items()},
     }
     with room_for(folder, price(instance, series, ticks=ticks)):
@@ -87,10 +90,15 @@ def record(
             continue
         reasoner, one = series[name]
         f, z = unit_of(reasoner, instance, one, block=k, seed=seed)
-        traj = trace(f, z, ticks=ticks, keep=only_last())
+        traj = trace(f, z, ticks=ticks, keep=only_last(), rest=rest_of(reasoner))
         run.write(unit, {"trajectory": replace(traj, origin=replace(traj.origin, seed=seed))})
     progress(len(units), len(units))
     return run
+
+
+def rest_of(reasoner: EqR) -> float:
+    """The residual below which a row of this model is followed no further."""
+    return REST * FLOOR[reasoner.dtype]
 
 
 def unit_name(series: str, block: int) -> str:

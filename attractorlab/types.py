@@ -131,7 +131,8 @@ class Trajectory(_HasRows):
 
     `residual[t]` belongs to the state at tick t: ‖f(z_t) − z_t‖/‖z_t‖, before any kick.
     `recurrence[p-1]` is ‖z_T − z_{T−p}‖/‖z_T‖ at the last tick T. `last_tick` is the last tick at which the
-    row was finite and bounded; values after it are NaN, or −1 for integers. `ticks` counts applications since the start.
+    row was followed, finite and bounded. After it the values of a row that DIVERGED or turned NONFINITE are NaN, or −1 for integers, and those of a
+    CONVERGED row, which was at rest, are the last ones recorded. `ticks` counts applications since the start.
     """
 
     states: Mapping[str, Float[Tensor, "kept row ..."]]

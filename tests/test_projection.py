@@ -164,7 +164,7 @@ def test_last_states_alone_can_be_drawn(generator):
 
 @pytest.mark.slow
 def test_umap_is_seeded_and_tells_clusters_apart(generator):
-    before = dict(os.environ)
+    before, threads = dict(os.environ), torch.get_num_threads()
     centres = 50 * torch.randn(3, 1, 8, generator=generator, dtype=torch.float64)
     x = (centres + torch.randn(3, 40, 8, generator=generator, dtype=torch.float64)).flatten(0, 1)
     placed, again, other = (by_umap(2, random_state=seed)(x) for seed in (0, 0, 1))
@@ -173,4 +173,5 @@ def test_umap_is_seeded_and_tells_clusters_apart(generator):
     assert placed.method == "UMAP" and placed.scores == {"neighbours": 15.0}
     _, index = _neighbours(placed.coordinates, 10)
     assert (index // 40 == torch.arange(120)[:, None] // 40).all(), "neighbours in the picture are of one cluster"
+    assert torch.get_num_threads() == threads
     assert {key for key in os.environ if os.environ.get(key) != before.get(key)} <= {"NUMBA_CACHE_DIR", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"}

@@ -51,7 +51,7 @@ def by_newton_krylov(f: LatentMap, z: State, *, tol: float, max_steps: int) -> F
         Knoll and Keyes (2004), Jacobian-free Newton-Krylov methods; Eisenstat and Walker (1996), choice 2 of the forcing term.
     """
     parts = [
-        _newton(f.take(rows), trees.take(z, rows), tol=tol, max_steps=max_steps) for rows in blocks_of_rows(z, vectors=GMRES_CAP + 1)
+        _newton(f.take(rows), trees.take(z, rows), tol=tol, max_steps=max_steps) for rows in blocks_of_rows(f, z, vectors=GMRES_CAP + 1)
     ]
     return Found(
         states=trees.cat([part.states for part in parts]),
@@ -185,9 +185,10 @@ def _components(points: FixedPointSet, members: Tensor, reach: Tensor, floor: fl
 
     flat = trees.flatten(trees.take(points.states, members)).to(torch.float64).cpu()
     n = len(flat)
-    flat = flat - flat.mean(0) if n else flat
-    whole = trees.norm(trees.take(points.states, members)).to(torch.float64).cpu()
-    limit = torch.maximum(reach.to(torch.float64), torch.tensor(floor, dtype=torch.float64)) * torch.where(whole > 0, whole, 1)
+    # An error is relative to what `relative` divides by: not to the norm of a point that is 0 up to rounding.
+    whole = 1 / relative(torch.ones(n, dtype=torch.float64), {"z": flat})
+    limit = reach.to(torch.float64).clamp(min=floor) * whole
+    flat = flat - flat.mean(0)
     # Distances through a matrix product are good to about 1e-8 of the norm only.
     exact = bool((limit < SAME / 2 * flat.norm(dim=1).max()).any())
     mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist"
@@ -238,8 +239,8 @@ class _Search:
 
     def newton_step(self, x: Tensor, r: Tensor, rows: Tensor, forcing: Tensor) -> Float[Tensor, "row dim"]:
         """d with (J − I) d = −r, to a relative residual of `forcing`."""
-        jacobian = Jacobian(self.f.take(rows), self.state(x))
-        return gmres(lambda v, at: jacobian(v, at) - v, -r, tol=forcing, cap=GMRES_CAP, noise=NOISE[self.dtype])[0]
+        product = Jacobian(self.f.take(rows), self.state(x)).at(torch.arange(len(rows)))
+        return gmres(lambda v, at: product(v, at) - v, -r, tol=forcing, cap=GMRES_CAP, noise=NOISE[self.dtype])[0]
 
 
 def _newton(f: LatentMap, z: State, *, tol: float, max_steps: int) -> Found:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attractorlab import trees
 from attractorlab.dynamics.orbits import chunks
@@ -16,6 +17,7 @@ Product = Callable[[Float[Tensor, "row dim"], Int[Tensor, " row"]], Float[Tensor
 NOISE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
 """Relative length below which what orthogonalisation leaves of a product is rounding, by dtype of the map."""
 MEMORY = {"cpu": 2**29, "cuda": 2**33}  # bytes that the basis of one chunk of rows may take
+RECORD = {"cpu": 2**29, "cuda": 2**34}  # bytes that the recorded map of one chunk of rows may take
 
 
 class Jacobian:
@@ -43,15 +45,95 @@ class Jacobian:
         return torch.cat(out).to(torch.float64)
 
 
+    def at(self, rows: Int[Tensor, " chunk"]) -> Product:
+        """The product for points that are multiplied again and again, numbered within `rows`.
+
+        The map is run once and each product walks back through its record, which costs about one call of the map where a
+        forward-mode product costs six. Where a map cannot be recorded so, or the record of one row does not fit the memory set aside, the plain product is used.
+        """
+        record = _Record(self, rows)
+        return record if record.usable else lambda v, at: self(v, rows[at])
+
+
+class _Record:
+    """Products by walking back through one recorded call of the map.
+
+    Back once is a product with the transpose. That walk is linear in what it is given, so a walk back through the walk is a product with J itself.
+    """
+
+    def __init__(self, jacobian: Jacobian, rows: Int[Tensor, " chunk"]) -> None:
+        self.jacobian, self.rows = jacobian, rows
+        self.usable = record_bytes(jacobian.f, jacobian.z) <= RECORD[_device(jacobian.z).type] and self._make(torch.arange(len(rows)))
+
+    def _make(self, at: Int[Tensor, " row"]) -> bool:
+        """Run the map at the points numbered `at`; whether that could be recorded."""
+        self.made = at
+        j, chosen = self.jacobian, self.rows[at]
+        f, z = j.f.take(chosen), trees.take(j.z, chosen)
+        try:
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+                leaves = {name: leaf.detach().clone().requires_grad_(True) for name, leaf in z.items()}
+                out = f(leaves)
+                self._out, self._leaves = [out[name] for name in z], list(leaves.values())
+                if j.transposed:
+                    return all(one.requires_grad for one in self._out)
+                self._given = [torch.zeros_like(one, requires_grad=True) for one in self._out]
+                self._back = torch.autograd.grad(self._out, self._leaves, self._given, create_graph=True)
+                return all(one.requires_grad for one in self._back)
+        except RuntimeError:  # an operation without a second derivative, or a state that does not reach the output
+            return False
+
+    def __call__(self, v: Float[Tensor, "row dim"], at: Int[Tensor, " row"]) -> Float[Tensor, "row dim"]:
+        """The product of row ``at[i]`` with ``v[i]``; `at` increases."""
+        if len(at) <= len(self.made) // 2:
+            self._make(at)
+        place = torch.searchsorted(self.made, at)
+        whole = v if len(at) == len(self.made) else v.new_zeros(len(self.made), v.shape[1]).index_copy_(0, place.to(v.device), v)
+        like = trees.take(self.jacobian.z, self.rows[self.made])
+        given = list(trees.unflatten(whole.to(dtype_of(like)), like).values())
+        ends, start = (self._out, self._leaves) if self.jacobian.transposed else (self._back, self._given)
+        walked = torch.autograd.grad(ends, start, given, retain_graph=True)
+        self.jacobian.products += len(at)
+        flat = torch.cat([leaf.flatten(1) for leaf in walked], dim=1).to(torch.float64)
+        return flat if len(at) == len(self.made) else flat[place.to(v.device)]
+
+
+def record_bytes(f: LatentMap, z: State) -> int:
+    """The bytes that recording a call of `f` adds per row, the walk back included: about twice what the call itself saves."""
+    if not trees.rows(z):
+        return 0
+    saved = [0, 0]
+    for n in (1, 2):
+        rows = torch.zeros(n, dtype=torch.int64)
+        seen: dict[int, int] = {}
+
+        def keep(tensor: Tensor, seen: dict[int, int] = seen) -> Tensor:
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = f.take(rows)({name: leaf.detach()[rows].requires_grad_(True) for name, leaf in z.items()})
+        saved[n - 1] = sum(seen.values())
+        del out
+    return 2 * max(0, saved[1] - saved[0])
+
+
+def _device(z: State) -> torch.device:
+    return next(iter(z.values())).device
+
+
 def dtype_of(z: State) -> torch.dtype:
     """The dtype of the leaves of `z`."""
     return next(iter(z.values())).dtype
 
 
-def blocks_of_rows(z: State, *, vectors: int) -> list[Int[Tensor, " chunk"]]:
-    """Row numbers of `z` in chunks, such that `vectors` float64 basis vectors for each row of a chunk fit the memory set aside."""
-    device = next(iter(z.values())).device
-    at_once = max(1, MEMORY[device.type] // (8 * vectors * max(1, trees.size(z))))
+def blocks_of_rows(f: LatentMap, z: State, *, vectors: int) -> list[Int[Tensor, " chunk"]]:
+    """Row numbers of `z` in chunks, such that `vectors` float64 basis vectors and the recorded map of each row of a chunk fit the memory set aside."""
+    device = _device(z).type
+    at_once = max(1, MEMORY[device] // (8 * vectors * max(1, trees.size(z))))
+    record = record_bytes(f, z)
+    if 0 < record <= RECORD[device]:
+        at_once = min(at_once, RECORD[device] // record)
     return list(torch.arange(trees.rows(z)).split(at_once))
 
 

@@ -24,7 +24,7 @@ def chunks(z: State) -> Iterator[Int[Tensor, " chunk"]]:
     n = trees.rows(z)
     device = next(iter(z.values())).device
     at_once = max(8, (CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK) // trees.size(z) // 8 * 8)
-    yield from torch.arange(n).split(at_once)
+    yield from torch.arange(n).tensor_split(max(1, -(-n // at_once)))
 
 
 def check_tol(tol: float, dtype: torch.dtype, caller: str) -> None:

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.orbits import DIVERGED, chunks
+from attractorlab.dynamics.orbits import DIVERGED, check_tol, chunks
 from attractorlab.maps import LatentMap, relative
 from attractorlab.types import Result, State, Trajectory
 
@@ -17,6 +17,7 @@ Keep = Callable[[int], Int[Tensor, " kept"]]
 Kick = Callable[[State, int], State]
 """Given the state and its tick, the state to go on from."""
 LAGS = 8  # longest period that is looked for at the end
+REST_TICKS = 3  # ticks in a row below `rest` after which a row is followed no further
 
 
 def every(n: int) -> Keep:
@@ -71,7 +72,7 @@ def bytes_of(f: LatentMap, z: State, *, ticks: int, keep: Keep) -> int:
     return trees.rows(z) * per_row + 8 * (kept + ticks + 1)
 
 
-def trace(f: LatentMap, z: State, *, ticks: int, keep: Keep, kick: Kick | None = None) -> Trajectory:
+def trace(f: LatentMap, z: State, *, ticks: int, keep: Keep, rest: float | None = None, kick: Kick | None = None) -> Trajectory:
     """Follow every row of `z` for `ticks` ticks.
 
     Residuals and readouts are recorded at each tick from 0 to `ticks`, before anything is cast down. A readout named "logits" is
@@ -83,6 +84,9 @@ def trace(f: LatentMap, z: State, *, ticks: int, keep: Keep, kick: Kick | None =
         z: The starts, one per row of `f`.
         ticks: Applications of `f` to follow.
         keep: At which ticks whole states are kept: `every(n)`, `log_spaced(n)` or `only_last()`.
+        rest: A row whose residual was below this at 3 ticks in a row is followed no further, and what was recorded of it last stands for the ticks
+            that are left; its `result` is CONVERGED and its `last_tick` says from when. Choose it near the rounding floor of the dtype: over the n ticks left, such a
+            row could have moved by n times `rest` at most. Leave it out to follow every row to the end.
         kick: Changes the state between ticks, for noise and interventions. It sees all rows at once.
 
     Returns:
@@ -99,10 +103,16 @@ def trace(f: LatentMap, z: State, *, ticks: int, keep: Keep, kick: Kick | None =
     """
     if ticks < 1:
         raise ValueError(f"`trace` got ticks={ticks}. A trajectory is at least one tick long. Use ticks=1 or more.")
+    if rest is not None:
+        if kick is not None:
+            raise ValueError("`trace` got both rest and kick. A kick may move a row that is at rest. Leave out one of them.")
+        check_tol(rest, next(iter(z.values())).dtype, "trace")
     instance, start = f.coordinates(z)
     kept = _kept(keep, ticks)
     # A kick may couple what it does to the row numbers, so it gets them all; without one, rows go through in chunks that fit the cache.
-    parts = [_follow(f, z, ticks, kept, kick)] if kick else [_follow(f.take(rows), trees.take(z, rows), ticks, kept, None) for rows in chunks(z)]
+    parts = [
+        _follow(f if kick else f.take(rows), trees.take(z, rows), ticks, kept, rest, kick) for rows in ([torch.arange(trees.rows(z))] if kick else chunks(z))
+    ]
     return Trajectory(
         states={name: torch.cat([part.states[name] for part in parts], dim=1) for name in z},
         kept=kept,
@@ -145,43 +155,79 @@ class _Part:
 
 
 @torch.no_grad()
-def _follow(f: LatentMap, z: State, ticks: int, kept: Tensor, kick: Kick | None) -> _Part:
+def _follow(f: LatentMap, z: State, ticks: int, kept: Tensor, rest: float | None, kick: Kick | None) -> _Part:
     n = trees.rows(z)
     wanted = set(kept.tolist())
-    states: dict[str, list[Tensor]] = {name: [] for name in z}
-    residual, readouts, past = [], [], []
     large = DIVERGED * trees.norm(z).clamp(min=1)
-    last_tick = torch.full((n,), -1, device=large.device)
-    result = torch.full((n,), Result.COMPLETED.code, device=large.device)
+    device = large.device
+    states: dict[str, list[Tensor]] = {name: [] for name in z}
+    seen: list[dict[str, Tensor]] = []  # what was read at each tick, of the rows in `index`
+    index: list[Tensor] = []
+    past: list[State] = []
+    last_tick = torch.full((n,), -1, device=device)
+    result = torch.full((n,), Result.COMPLETED.code, device=device)
+    calm = torch.zeros(n, dtype=torch.int64, device=device)  # ticks in a row below `rest`
+    moving = torch.arange(n, device=device)  # the rows that are still followed; z holds these alone
+    whole = {name: leaf.clone() for name, leaf in z.items()}  # all rows: those at rest as they were last
     logits: Tensor | None = None
     for t in range(ticks + 1):
         finite, bounded = trees.finite(z), trees.norm(z) <= large
-        going = result == Result.COMPLETED.code
-        result = torch.where(going & ~finite, Result.NONFINITE.code, torch.where(going & finite & ~bounded, Result.DIVERGED.code, result))
-        alive = result == Result.COMPLETED.code
-        last_tick = torch.where(alive, t, last_tick)
-        new = f(z)
-        residual.append(_blank(relative(trees.norm(trees.sub(new, z)), z), alive))
-        out = f.readout(z)
-        readouts.append({name: _blank(value, alive) for name, value in _read(out, logits).items()})
-        logits = out.get("logits")
-        if t in wanted:
+        code = torch.where(finite, torch.where(bounded, Result.COMPLETED.code, Result.DIVERGED.code), Result.NONFINITE.code)
+        result[moving] = torch.where(result[moving] == Result.COMPLETED.code, code, result[moving])
+        alive = result[moving] == Result.COMPLETED.code
+        last_tick[moving] = torch.where(alive, t, last_tick[moving])
+        if t in wanted or ticks - t <= LAGS:
             for name, leaf in z.items():
-                states[name].append(_blank(leaf, alive).cpu())
+                whole[name][moving] = leaf
+        if t in wanted:
+            ended = (result == Result.DIVERGED.code) | (result == Result.NONFINITE.code)
+            for name, leaf in whole.items():
+                states[name].append(_blank(leaf, ~ended).to("cpu", copy=True))
         if ticks - t <= LAGS:
-            past.append(z)
+            past.append({name: leaf.clone() for name, leaf in whole.items()})
+        if not len(moving):
+            continue
+        new = f(z)
+        r = relative(trees.norm(trees.sub(new, z)), z)
+        out = f.readout(z)
+        seen.append({name: _blank(value, alive) for name, value in {"": r, **_read(out, logits)}.items()})
+        index.append(moving)
+        logits = out.get("logits")
+        if rest is not None:
+            calm[moving] = torch.where(r < rest, calm[moving] + 1, 0)
+            leaves = alive & (calm[moving] >= REST_TICKS)
+            if bool(leaves.any()):
+                for name, leaf in z.items():
+                    whole[name][moving[leaves]] = leaf[leaves]
+                result[moving[leaves]] = Result.CONVERGED.code
+                stay = ~leaves
+                f, new, moving, large = f.take(stay.nonzero().squeeze(1).cpu()), trees.take(new, stay), moving[stay], large[stay]
+                logits = None if logits is None else logits[stay]
         if t < ticks:
             z = new if kick is None else kick(new, t + 1)
-    back = [relative(trees.norm(trees.sub(z, older)), z) for older in reversed(past[:-1])]
-    missing = [torch.full_like(residual[-1], torch.nan)] * (LAGS - len(back))
+    lags = [relative(trees.norm(trees.sub(whole, older)), whole) for older in reversed(past[:-1])]
+    lags += [torch.full_like(large.new_empty(n), torch.nan)] * (LAGS - len(lags))
+    ended = (result == Result.DIVERGED.code) | (result == Result.NONFINITE.code)
+    scalars = {name: _held([one[name] for one in seen], index, n, ticks + 1).cpu() for name in seen[0]}
     return _Part(
         states={name: torch.stack(leaves) for name, leaves in states.items()},
-        residual=torch.stack(residual).cpu(),
-        recurrence=torch.stack([_blank(r, alive) for r in back + missing]).cpu(),
-        readouts={name: torch.stack([one[name] for one in readouts]).cpu() for name in readouts[0]},
+        residual=scalars.pop(""),
+        recurrence=torch.stack([_blank(r, ~ended) for r in lags]).cpu(),
+        readouts=scalars,
         last_tick=last_tick.cpu(),
         result=result.cpu(),
     )
+
+
+def _held(values: list[Tensor], index: list[Tensor], n: int, ticks: int) -> Shaped[Tensor, "time row ..."]:
+    """The values of each tick for all rows: those of `index` anew, the others as they were last."""
+    held = values[0].new_empty((ticks, n, *values[0].shape[1:]))
+    for t in range(ticks):
+        if t:
+            held[t] = held[t - 1]
+        if t < len(values):
+            held[t, index[t]] = values[t]
+    return held
 
 
 def _read(out: Mapping[str, Tensor], before: Tensor | None) -> dict[str, Tensor]:

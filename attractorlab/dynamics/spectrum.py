@@ -130,7 +130,7 @@ def by_dense(f: LatentMap, z: State, *, k: int) -> Modes:
     """All eigenvalues of the whole Jacobian, by LAPACK in float64 on the CPU; the `k` leading ones are returned."""
     dim = trees.size(z)
     jacobian, transpose = Jacobian(f, z), Jacobian(f, z, transposed=True)
-    parts = [_dense_part(jacobian, transpose, rows, k) for rows in blocks_of_rows(z, vectors=6 * dim)]
+    parts = [_dense_part(jacobian, transpose, rows, k) for rows in blocks_of_rows(f, z, vectors=6 * dim)]
     return _gather(parts, "dense", jacobian.products + transpose.products)
 
 
@@ -141,7 +141,7 @@ def by_arnoldi(f: LatentMap, z: State, *, k: int) -> Modes:
     """
     jacobian, transpose = Jacobian(f, z), Jacobian(f, z, transposed=True)
     cap = min(LARGEST, trees.size(z))
-    parts = [_arnoldi_part(jacobian, transpose, rows, trees.take(z, rows), k, cap) for rows in blocks_of_rows(z, vectors=cap + BLOCK)]
+    parts = [_arnoldi_part(jacobian, transpose, rows, trees.take(z, rows), k, cap) for rows in blocks_of_rows(f, z, vectors=cap + BLOCK)]
     return _gather(parts, "arnoldi", jacobian.products + transpose.products)
 
 
@@ -192,7 +192,7 @@ def _eigen(product: Jacobian, rows: Tensor, z: State, *, k: int, settle: int, to
     n, dim = len(rows), trees.size(z)
     device = next(iter(z.values())).device
     start = random_vectors(min(BLOCK, dim), dim, seed=seed).to(device).expand(n, -1, -1)
-    space = Krylov(lambda v, at: product(v, rows[at]), start, cap=cap, noise=NOISE[dtype_of(z)], seed=seed)
+    space = Krylov(product.at(rows), start, cap=cap, noise=NOISE[dtype_of(z)], seed=seed)
     values = torch.full((n, k), torch.nan, dtype=torch.complex128)
     vectors = torch.full((n, k, dim), torch.nan, dtype=torch.complex128)
     residual, size = torch.full((n, k), torch.nan, dtype=torch.float64), torch.full((n,), torch.nan, dtype=torch.float64)

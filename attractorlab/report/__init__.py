@@ -40,9 +40,8 @@ def report(run: Run | str | os.PathLike[str], folder: str | os.PathLike[str], *,
     numbers = findings(data, found)
     sentences = verdict(data, found, numbers)
     drawn = figures(data, found)
-    page = build_page(
-        f"Stability report: {data.reasoner['main'].name}", sections(data, found, numbers, sentences, drawn), subtitle=sentences[0], facts=facts(data)
-    )
+    asked = f"{len(data.instance)} puzzles of {data.instance.task}, {data.series['main'].starts} starts each, {int(data.conv['main'].ticks[-1])} ticks"
+    page = build_page(f"Stability report: {data.reasoner['main'].name}", sections(data, found, numbers, sentences, drawn), subtitle=asked)
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     _write(place / "report.json", json.dumps(as_json(data, found, numbers, sentences), indent=1))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from attractorlab import models, tasks, trees
@@ -41,7 +41,7 @@ FIXED_STEPS = 30
 MODES = 8
 POINTS = 96  # ends that are polished, at most
 UNSETTLED = 16  # of them, ends not at rest
-PLANE, PLANE_EXTENT = 41, 1.5
+PLANE, PLANE_EXTENT = 33, 1.5
 PATH_INSTANCES, PATH_STARTS, PATH_TICKS = 3, 8, 32
 
 Say = Callable[[str], None]
@@ -233,17 +233,6 @@ def plane_of(data: Recorded, f: LatentMap, z0: State, ends: BasinEstimate) -> Ba
         tol=data.tol,
         max_ticks=len(traj.ticks) - 1,
     )
-
-
-def residual_auc(conv: Convergence, ticks: list[int]) -> Float[Tensor, " tick"]:
-    """How well a low residual at each tick tells the rows that end solved: the area under the ROC curve, NaN if all end alike."""
-    from sklearn.metrics import roc_auc_score
-
-    assert conv.solved is not None
-    good = conv.solved[-1].numpy()
-    if good.all() or not good.any():
-        return torch.full((len(ticks),), torch.nan, dtype=torch.float64)
-    return torch.tensor([float(roc_auc_score(good, -conv.residual[t].double().numpy())) for t in ticks], dtype=torch.float64)
 
 
 def describe_points(points: FixedPointSet, conv: Convergence) -> dict[str, Any]:

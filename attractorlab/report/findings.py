@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attractorlab.report.analysis import BASELINE, MAIN, OWN, Analysis, Recorded, describe_points, law, residual_auc, solved_ends
-from attractorlab.statistics import clopper_pearson, effective_n, wilson
+from attractorlab.report.analysis import BASELINE, MAIN, OWN, Analysis, Recorded, describe_points, law, solved_ends
+from attractorlab.statistics import clopper_pearson, cluster_auc, effective_n, wilson
 from attractorlab.types import Finding, ScalingGrid
 
 
@@ -73,8 +73,9 @@ def solving(data: Recorded) -> list[Finding]:
     ever = conv.first_solved >= 0
     found.append(share("once solved, still solved at the last tick", (conv.stays_solved >= 0)[ever], conv.instance[ever], level=data.level, source="convergence.solved", unit="share of starts ever solved"))
     ticks = [t for t in (1, 2, 4, 8, 16) if t < len(conv.ticks)]
-    for t, auc in zip(ticks, residual_auc(conv, ticks).tolist(), strict=True):
-        found.append(Finding(f"AUC of a low residual at tick {t} for a solved end", auc, math.nan, math.nan, len(good), "area under the ROC curve", "convergence.residual"))
+    for t in ticks:
+        area, low, high = cluster_auc(-conv.residual[t], good, conv.instance, level=data.level)
+        found.append(Finding(f"AUC of a low residual at tick {t} for a solved end", area, low, high, len(good), "area under the ROC curve", "convergence.residual"))
     return found
 
 

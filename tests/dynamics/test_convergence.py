@@ -64,6 +64,13 @@ def test_the_settle_tick_is_that_of_the_formula_and_of_settle():
     assert conv.settled.all() and conv.period.tolist() == [1, 1, 1]
 
 
+def test_a_row_that_came_to_rest_too_late_for_the_window_is_not_yet_settled():
+    f = scalar(lambda z: 0.5 * z + 1)  # at rest from tick 19 on, see above
+    early, late = (convergence(trace(f, at(0.0), ticks=ticks, keep=only_last()), tol=TOL) for ticks in (20, 21))
+    assert (early.verdict, early.period.item(), early.settle_tick.item()) == (("wandering",), 0, -1)
+    assert (late.verdict, late.period.item(), late.settle_tick.item()) == (("settled",), 1, 19)
+
+
 def logistic(r):
     return scalar(lambda z: r * z * (1 - z))
 

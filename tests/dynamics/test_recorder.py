@@ -220,3 +220,47 @@ def test_no_graph_is_kept():
     traj = trace(f, {"z": torch.ones(1, 1)}, ticks=2, keep=every(1))
     assert not traj.residual.requires_grad and not traj.states["z"].requires_grad
     assert len(traj.recurrence) == recorder.LAGS
+
+
+def counting(values):
+    """A linear contraction, one rate a number, that counts the rows it is asked for."""
+    asked = []
+
+    def rule(z, x):
+        asked.append(len(z["z"]))
+        return {"z": z["z"] * x["rate"] + 1}
+
+    rate = torch.tensor(values, dtype=torch.float64)[:, None]
+    n = len(values)
+    return LatentMap(rule, {"rate": rate}, clock="tick", instance=torch.arange(n), start=torch.zeros(n, dtype=torch.int64)), asked
+
+
+def test_a_row_at_rest_leaves_is_held_and_says_since_when():
+    f, asked = counting([0.1, 0.9])
+    z = {"z": torch.zeros(2, 1, dtype=torch.float64)}
+    held, free = (trace(f, z, ticks=40, keep=every(1), rest=rest) for rest in (1e-6, None))
+    assert [Result.of(code) for code in held.result.tolist()] == [Result.CONVERGED, Result.COMPLETED]
+    below = (free.residual[:, 0] < 1e-6).nonzero().squeeze(1)
+    assert held.last_tick.tolist() == [int(below[2]), 40]
+    left = int(held.last_tick[0])
+    assert held.residual[: left + 1].equal(free.residual[: left + 1]) and held.residual[:, 1].equal(free.residual[:, 1])
+    assert (held.residual[left:, 0] == held.residual[left, 0]).all()
+    assert (held.states["z"][left:, 0] == free.states["z"][left, 0]).all() and held.states["z"][:, 1].equal(free.states["z"][:, 1])
+    assert sum(asked[:41]) == (left + 1) * 2 + (40 - left)
+
+
+def test_when_every_row_is_at_rest_nothing_more_is_computed():
+    f, asked = counting([0.1, 0.2])
+    traj = trace(f, {"z": torch.zeros(2, 1, dtype=torch.float64)}, ticks=500, keep=every(100), rest=1e-6)
+    assert len(asked) < 20
+    assert traj.states["z"].shape == (6, 2, 1) and (traj.states["z"][1:] == traj.states["z"][-1]).all()
+    assert (traj.recurrence == 0).all()
+
+
+def test_rest_below_the_floor_or_beside_a_kick_is_refused():
+    f, _ = counting([0.1])
+    z = {"z": torch.zeros(1, 1, dtype=torch.float64)}
+    with pytest.raises(ValueError, match=r"got tol=1e-15 for states in float64.*1e-13 or more"):
+        trace(f, z, ticks=3, keep=every(1), rest=1e-15)
+    with pytest.raises(ValueError, match=r"both rest and kick.*Leave out one"):
+        trace(f, z, ticks=3, keep=every(1), rest=1e-6, kick=lambda state, tick: state)

@@ -1,0 +1,165 @@
+"""The command line: exit codes, messages, interruption, and nothing half written."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from attractorlab.cli import main
+
+import attractorlab as al
+from attractorlab.models.checkpoints import find
+
+SMALL = ["--rows", "4", "--starts", "3", "--ticks", "6"]
+GOOD = "1...............,"
+
+
+def csv(path: Path, *rows: str) -> Path:
+    path.write_text("source,question,answer,rating\n" + "".join(f"s,{row},0\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def puzzles():
+    made = al.tasks.generate(4, 3, seed=5)
+    return [(al.tasks.to_text(q), al.tasks.to_text(a)) for q, a in zip(made.inputs, made.targets, strict=True)]
+
+
+def fails(capsys, code, *words, argv):
+    assert main(argv) == code
+    said = capsys.readouterr().err
+    assert said.startswith("attractorlab: ") and "Traceback" not in said
+    for word in words:
+        assert word in said, said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda q, a: (q[:-1], a), ("line 3", "15")),
+        (lambda q, a: ("x" + q[1:], a), ("line 3", "x")),
+        (lambda q, a: ("11" + q[2:], a), ("line 3",)),
+        (lambda q, a: (q, a[::-1]), ("line 3",)),
+    ],
+    ids=["wrong length", "wrong letter", "contradiction", "wrong answer"],
+)
+def test_a_bad_puzzle_file_is_refused_with_its_row_number(capsys, tmp_path, puzzles, spoil, words):
+    bad = spoil(*puzzles[1])
+    path = csv(tmp_path / "bad.csv", ",".join(puzzles[0]), ",".join(bad), ",".join(puzzles[2]))
+    argv = ["report", "eqr-sudoku-4", "--data", str(path), "--task", "sudoku-4", "--rows", "3", "--out", str(tmp_path / "out")]
+    fails(capsys, 4, *words, argv=argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_checkpoint_is_refused(capsys, tmp_path):
+    whole = find("eqr-sudoku-4").read_bytes()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(whole[: len(whole) // 2])
+    fails(capsys, 4, "cut.safetensors", "complete", argv=["report", str(path), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_for_another_side_is_refused(capsys, tmp_path):
+    fails(capsys, 4, "sudoku-6", "sudoku-4", argv=["report", "eqr-sudoku-4", "--task", "sudoku-6", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["report", "--colour", "red"], ("--colour",)),
+        (["report", "no-such-model"], ("no-such-model", "eqr-sudoku-6")),
+        (["report", "eqr-sudoku-4", "--rows", "100000"], ("100000",)),
+        (["report", "eqr-sudoku-4", "--tol", "1e-12"], ("1e-12", "1e-07")),
+        (["train", "eqr-sudoku-4", "--set", "widht=3", "--out", "x"], ("widht", "width")),
+        (["train", "nothing", "--out", "x"], ("nothing", "eqr-sudoku-6")),
+        (["probe", "no_such_probe"], ("no_such_probe",)),
+    ],
+    ids=["option", "model", "rows", "tolerance", "key", "configuration", "probe"],
+)
+def test_misuse_is_one_message_and_code_2(capsys, tmp_path, monkeypatch, argv, words):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, 2, *words, argv=argv)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(capsys, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    fails(capsys, 3, "MB free", argv=["report", "eqr-sudoku-4", *SMALL, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root, to mount a small disk")
+def test_a_disk_that_fills_up_is_told_and_leaves_a_readable_run(capsys, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("this machine does not let root mount a tmpfs")
+    try:
+        said = fails(capsys, 3, argv=["report", "eqr-sudoku-4", "--rows", "4", "--starts", "2", "--ticks", "6", "--out", str(small / "out")])
+        assert "room" in said or "No space" in said
+        if (small / "out" / "run" / "manifest.json").exists():
+            assert al.Run(small / "out" / "run").missing()
+        assert not (small / "out" / "index.html").exists()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_ctrl_c_in_the_middle_leaves_a_readable_run_that_the_same_command_completes(tmp_path):
+    out = tmp_path / "run"
+    argv = [sys.executable, "-m", "attractorlab.cli", "record", "eqr-sudoku-4", "--rows", "80", "--starts", "40", "--ticks", "64", "--threads", "1", "--out", str(out)]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (out / "segments" / "main-001.zarr").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3, said
+    assert "Interrupted" in said and "Traceback" not in said
+    run = al.Run(out)
+    assert 0 < len(run.done()) < len(run.manifest.units)
+    assert run.trajectory_of("main").residual.shape[1] == 8 * 40 * (len(run.done()) - 1)
+    assert not list((out / "segments").glob(".tmp-*"))
+    assert main(argv[3:]) == 0
+    assert not al.Run(out).missing()
+
+
+def test_a_folder_of_another_run_is_not_mixed_with(capsys, tmp_path):
+    out = str(tmp_path / "run")
+    assert main(["record", "eqr-sudoku-4", *SMALL, "--out", out]) == 0
+    capsys.readouterr()
+    fails(capsys, 4, "differs", "ticks", argv=["record", "eqr-sudoku-4", *SMALL[:-1], "7", "--out", out])
+
+
+def test_inspect_speaks_json_of_models_and_runs(capsys, tmp_path):
+    assert main(["inspect", "eqr-sudoku-4", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["task"] == "sudoku-4" and about["command"].startswith("attractorlab train eqr-sudoku-4")
+    assert main(["record", "eqr-sudoku-4", *SMALL, "--out", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["done"] == 2
+    assert main(["inspect", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["missing"] == 0
+
+
+def test_train_writes_resumes_and_refuses_a_second_training(capsys, tmp_path):
+    tiny = ["train", "eqr-sudoku-4", "--set", "width=16", "--set", "batch=8", "--set", "puzzles=50", "--set", "segments=4", "--save-every", "2"]
+    out = str(tmp_path / "made")
+    assert main([*tiny, "--out", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["segments"] == 4
+    fails(capsys, 2, "--resume", argv=[*tiny, "--out", out])
+    assert main([*tiny, "--out", out, "--resume"]) == 0
+    assert main(["inspect", out, "--json"]) == 0
+
+
+def test_every_command_has_help(capsys):
+    for command in ("report", "record", "train", "inspect", "doctor", "probe"):
+        assert main([command, "--help"]) == 0
+        assert "--json" in capsys.readouterr().out
