@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from attractorlab.store import Run
     from attractorlab.types import Instance
 
-OK, USAGE, PARTIAL, BAD_DATA = 0, 2, 3, 4
+USAGE, PARTIAL, BAD_DATA = 2, 3, 4
+BY_SIGNAL = 130  # what typer makes of Ctrl-C
+INTERRUPTED = "Interrupted. What was complete is kept. Give the same command again to go on (for `train`, with --resume)."
 
 app = typer.Typer(
     help="Attractor analysis of iterative latent reasoners: do they settle, on what, how stably, and is it the solution?",
@@ -112,7 +114,8 @@ def train(
 ) -> None:
     """Train a reasoner, or go on with an interrupted training to the same bytes."""
     from attractorlab.training.config import read_config
-    from attractorlab.training.loop import Trainer, train as run_training
+    from attractorlab.training.loop import Trainer
+    from attractorlab.training.loop import train as run_training
 
     _use(threads)
     pairs = [text.partition("=") for text in overrides or []]
@@ -133,7 +136,7 @@ def train(
     with _bar(f"training {config}", trainer.config.segments) as bar:
         bar(trainer.segment, "")
 
-        def show(p: dict[str, float]) -> None:
+        def show(p: dict[str, float | int]) -> None:
             bar(int(p["segment"]), f"loss {p['loss']:.4f}, exact {100 * p['exact']:.1f} %, {p['seconds_left'] / 60:.1f} min left")
 
         path = run_training(trainer, out, name=config, command=_command(), save_every=save_every, report=show)
@@ -211,9 +214,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = command.main(sys.argv[1:] if argv is None else argv, prog_name="attractorlab", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("Interrupted. What was complete is kept. Give the same command again to go on (for `train`, with --resume).", PARTIAL)
+        return _fail(INTERRUPTED, PARTIAL)
     except typer.Exit as ended:
-        return int(ended.exit_code)
+        return int(ended.exit_code) if ended.exit_code != BY_SIGNAL else _fail(INTERRUPTED, PARTIAL)
     except typer.TyperException as error:
         return _fail(f"{error.format_message()} See attractorlab --help.", USAGE)
     except SpaceError as error:
@@ -222,6 +225,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error}. The work could not be finished; what was complete is kept. Make room or choose another --out.", PARTIAL)
     except ValueError as error:
         return _fail(str(error), BAD_DATA if isinstance(error, BadData) else USAGE)
+    if code == BY_SIGNAL:
+        return _fail(INTERRUPTED, PARTIAL)
     return int(code or 0)
 
 
@@ -334,7 +339,7 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _bar(title: str, total: float) -> Iterator[Callable[[float, str], None]]:
+def _bar(title: str, total: int) -> Iterator[Callable[[float | int, str], None]]:
     """A progress line on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -342,7 +347,11 @@ def _bar(title: str, total: float) -> Iterator[Callable[[float, str], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[says]}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=total, says="")
-        yield lambda done, says: progress.update(task, completed=done, says=says)
+
+        def show(done: float | int, says: str) -> None:
+            progress.update(task, completed=done, says=says)
+
+        yield show
 
 
 @contextmanager
@@ -352,7 +361,12 @@ def _saying() -> Iterator[Callable[[str], None]]:
 
     console = Console(stderr=True)
     with console.status("analysing") as status:
-        yield lambda stage: (status.update(stage), console.log(stage, highlight=False))[0]
+
+        def say(stage: str) -> None:
+            status.update(stage)
+            console.log(stage, highlight=False)
+
+        yield say
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from attractorlab.types import Drive, Instance, State
 
 UNIT = 8  # instances in a unit of work
 PUZZLES = "puzzles"  # the segment that holds the instances
+OVERHEAD = 150_000  # bytes of file system blocks and metadata that a segment takes beside its numbers
 REST = 5.0  # times the rounding floor: a row that stays below it has no digits left to move, and is followed no further
 
 
@@ -132,9 +133,9 @@ def whole(reasoner: EqR, instance: Instance, one: Series, *, seed: int) -> tuple
 
 def price(instance: Instance, series: Mapping[str, tuple[EqR, Series]], *, ticks: int) -> int:
     """The bytes that a run will hold, before compression."""
-    total = 0
+    total = OVERHEAD
     for reasoner, one in series.values():
         f = strobe(reasoner.bind(instance[:1]), one.every).take([0])
         z = reasoner.random_start(f.drive, scale=1.0, generator=torch.Generator().manual_seed(0))
-        total += len(instance) * one.starts * bytes_of(f, z, ticks=ticks, keep=only_last())
+        total += len(instance) * one.starts * bytes_of(f, z, ticks=ticks, keep=only_last()) + -(-len(instance) // UNIT) * OVERHEAD
     return total

@@ -84,7 +84,7 @@ class _HasRows:
             ValueError: If the run is not rectangular (as many starts for each instance).
         """
         values: Tensor = getattr(self, name)
-        axis = dims_of(type(self))[name].index("row")  # type: ignore[arg-type]
+        axis = dims_of(type(self))[name].index("row")
         order = torch.argsort(self.instance * (int(self.start.max()) + 1) + self.start)
         kinds, counts = torch.unique(self.instance, return_counts=True)
         if bool((counts != counts[0]).any()):

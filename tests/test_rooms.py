@@ -157,6 +157,9 @@ def test_every_public_name_can_be_had(name: str) -> None:
     home = attractorlab._HOME.get(name)
     if home is None:
         assert value is importlib.import_module(f"attractorlab.{name}")
+    elif home == f"attractorlab.{name}":
+        # A room that is also a function: which of the two stands here depends on what was imported first, and both can be called.
+        assert value in (importlib.import_module(home), getattr(importlib.import_module(home), name)) and callable(value)
     else:
         # Also after the module of the same name was imported.
         assert value is getattr(importlib.import_module(home), name)

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, blocks_of_rows, dtype_of, leading, random_vectors, ritz
+from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, blocks_of_rows, check_dtype, dtype_of, leading, random_vectors, ritz
 from attractorlab.maps import LatentMap
 from attractorlab.types import Spectrum, State
 
-DENSE_LIMIT = 1_500  # numbers of a state up to which the whole Jacobian is formed
+DENSE_LIMIT = 1_000  # numbers of a state up to which the whole Jacobian is formed
 BLOCK = 2  # start vectors of an Arnoldi: two, so that double eigenvalues, which symmetries bring, show twice
 FIRST_LOOK, GROWTH, LARGEST = 24, 1.2, 400  # basis sizes: when it is first looked at, the factor to the next look, the largest
 RIGHT_TOL = {torch.float64: 1e-9, torch.float32: 1e-4}  # Ritz residual relative to ‖J‖
@@ -62,7 +62,7 @@ def spectrum(f: LatentMap, z: State, *, k: int, method: Method | None = None) ->
         f: The map, one row per point: ``f.take(points.row)`` for the points of a `FixedPointSet`.
         z: The points, in float64 or float32, the dtype of the map.
         k: How many eigenvalues.
-        method: `by_dense` or `by_arnoldi`; by default the first up to 1,500 numbers a state, then the second.
+        method: `by_dense` or `by_arnoldi`; by default the first up to 1,000 numbers a state, then the second.
 
     Returns:
         One entry per row of `z`. The error of an eigenvalue is its condition times its defect. With δ the larger of 1e-4 (float32:
@@ -110,6 +110,7 @@ def leading_modes(f: LatentMap, z: State, *, k: int, method: Method | None = Non
         )
     if not 1 <= k <= dim:
         raise ValueError(f"`spectrum` got k={k} for states of {dim} numbers. A state of n numbers has n eigenvalues. Use k from 1 to {dim}.")
+    check_dtype(f, z, "spectrum")
     return (method or (by_dense if dim <= DENSE_LIMIT else by_arnoldi))(f, z, k=k)
 
 

@@ -12,7 +12,7 @@ from attractorlab.report.analysis import analyse, recorded
 from attractorlab.report.findings import findings, verdict
 from attractorlab.report.markdown import as_json, as_markdown
 from attractorlab.report.page import build_page
-from attractorlab.report.sections import facts, figures, sections
+from attractorlab.report.sections import figures, sections
 from attractorlab.store import Run
 from attractorlab.types import Report
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import xarray
-from attractorlab.cli import main
 
 import attractorlab as al
 from attractorlab import tasks
+from attractorlab.cli import main
 
 ROWS, STARTS, TICKS = 6, 5, 20
 SAME_EIGENVALUE = 1e-6
