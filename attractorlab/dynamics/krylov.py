@@ -16,8 +16,8 @@ Product = Callable[[Float[Tensor, "row dim"], Int[Tensor, " row"]], Float[Tensor
 """Applies to each vector the operator of its row."""
 NOISE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
 """Relative length below which what orthogonalisation leaves of a product is rounding, by dtype of the map."""
-MEMORY = {"cpu": 2**29, "cuda": 2**33}  # bytes that the basis of one chunk of rows may take
-RECORD = {"cpu": 2**29, "cuda": 2**34}  # bytes that the recorded map of one chunk of rows may take
+MEMORY = {"cpu": 2**28, "cuda": 2**33}  # bytes that the basis of one chunk of rows may take
+RECORD = {"cpu": 3 * 2**26, "cuda": 2**34}  # bytes that the recorded map of one chunk of rows may take
 
 
 class Jacobian:
@@ -49,7 +49,7 @@ class Jacobian:
         """The product for points that are multiplied again and again, numbered within `rows`.
 
         The map is run once and each product walks back through its record, which costs about one call of the map where a
-        forward-mode product costs six. Where a map cannot be recorded so, or the record of one row does not fit the memory set aside, the plain product is used.
+        forward-mode product costs six. Where a map cannot be recorded so, the plain product is used. `blocks_of_rows` says how many rows fit the memory set aside.
         """
         record = _Record(self, rows)
         return record if record.usable else lambda v, at: self(v, rows[at])
@@ -63,7 +63,7 @@ class _Record:
 
     def __init__(self, jacobian: Jacobian, rows: Int[Tensor, " chunk"]) -> None:
         self.jacobian, self.rows = jacobian, rows
-        self.usable = record_bytes(jacobian.f, jacobian.z) <= RECORD[_device(jacobian.z).type] and self._make(torch.arange(len(rows)))
+        self.usable = self._make(torch.arange(len(rows)))
 
     def _make(self, at: Int[Tensor, " row"]) -> bool:
         """Run the map at the points numbered `at`; whether that could be recorded."""
@@ -99,23 +99,23 @@ class _Record:
 
 
 def record_bytes(f: LatentMap, z: State) -> int:
-    """The bytes that recording a call of `f` adds per row, the walk back included: about twice what the call itself saves."""
+    """The bytes that recording a call of `f` and the walk back through it adds per row."""
     if not trees.rows(z):
         return 0
-    saved = [0, 0]
+    held = []
     for n in (1, 2):
-        rows = torch.zeros(n, dtype=torch.int64)
         seen: dict[int, int] = {}
 
         def keep(tensor: Tensor, seen: dict[int, int] = seen) -> Tensor:
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            out = f.take(rows)({name: leaf.detach()[rows].requires_grad_(True) for name, leaf in z.items()})
-        saved[n - 1] = sum(seen.values())
-        del out
-    return 2 * max(0, saved[1] - saved[0])
+        rows = torch.zeros(n, dtype=torch.int64)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            record = _Record(Jacobian(f, z), rows)
+        held.append(sum(seen.values()))
+        del record
+    return max(0, held[1] - held[0])
 
 
 def _device(z: State) -> torch.device:
@@ -152,9 +152,7 @@ def blocks_of_rows(f: LatentMap, z: State, *, vectors: int) -> list[Int[Tensor, 
     """Row numbers of `z` in chunks, such that `vectors` float64 basis vectors and the recorded map of each row of a chunk fit the memory set aside."""
     device = _device(z).type
     at_once = max(1, MEMORY[device] // (8 * vectors * max(1, trees.size(z))))
-    record = record_bytes(f, z)
-    if 0 < record <= RECORD[device]:
-        at_once = min(at_once, RECORD[device] // record)
+    at_once = min(at_once, max(1, RECORD[device] // max(1, record_bytes(f, z))))
     return list(torch.arange(trees.rows(z)).split(at_once))
 
 
