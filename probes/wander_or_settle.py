@@ -22,7 +22,7 @@ def run() -> tuple[str, list[Finding]]:
         puzzles = al.tasks.load("sudoku-6", split="test", rows=slice(0, PUZZLES))
         f = al.strobe(reasoner.bind(puzzles), reasoner.config.H_cycles).take(al.repeat_rows(len(puzzles), STARTS))
         z = reasoner.random_start(f.drive, scale=1.0, generator=torch.Generator().manual_seed(0))
-        conv = al.convergence(al.trace(f, z, ticks=TICKS, keep=al.only_last()), tol=TOL, targets=puzzles.targets)
+        conv = al.convergence(al.trace(f, z, ticks=TICKS, keep=al.only_last(), rest=5e-7), tol=TOL, targets=puzzles.targets)
         failed = ~conv.solved[-1]
         rest, cycle = conv.settled[failed], conv.period[failed] > 1
         # Starts of a puzzle fail alike, so puzzles are redrawn, not starts.

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attractorlab.report.analysis import BASELINE, MAIN, OWN, Analysis, Recorded, describe_points, law, solved_ends
-from attractorlab.statistics import clopper_pearson, cluster_auc, effective_n, wilson
-from attractorlab.types import Finding, ScalingGrid
+from attractorlab.statistics import clopper_pearson, cluster_auc, cluster_mean, effective_n, wilson
+from attractorlab.types import Convergence, Finding, ScalingGrid
 
 
 def findings(data: Recorded, found: Analysis) -> tuple[Finding, ...]:
@@ -122,7 +122,7 @@ def compute(data: Recorded, found: Analysis) -> list[Finding]:
     out = [_cell(g, -1, 0, 0, f"solved by one start at depth {int(g.depth[-1])}", "grid")]
     out += [_cell(g, -1, -1, k, f"solved at depth {int(g.depth[-1])}, breadth {int(g.breadth[-1])}, selected by {name}", "grid") for k, name in enumerate(g.selectors)]
     out.append(_cell(g, 0, 0, 0, f"solved by one start at depth {int(g.depth[0])}", "grid"))
-    out.append(_spread(g, "path dependence", "grid"))
+    out.append(_spread(g, data.conv[MAIN], "path dependence", "grid", data.level))
     return out
 
 
@@ -138,7 +138,7 @@ def compared(data: Recorded, found: Analysis) -> list[Finding]:
         _cell(own, -1, 0, 0, f"baseline: solved at depth {int(own.depth[-1])} from {law(data, OWN)}", "own"),
         _cell(g, -1, 0, 0, f"baseline: solved by one start at depth {int(g.depth[-1])} {starts}", "baseline"),
         *[_cell(g, -1, -1, k, f"baseline: solved at depth {int(g.depth[-1])}, breadth {int(g.breadth[-1])}, selected by {name}", "baseline") for k, name in enumerate(g.selectors)],
-        _spread(g, "baseline: path dependence", "baseline"),
+        _spread(g, conv, "baseline: path dependence", "baseline", data.level),
         share("baseline: settled at the last tick", rest, conv.instance, level=data.level, source="convergence of series baseline"),
         share("baseline: solved among settled", good[-1][rest], conv.instance[rest], level=data.level, source="convergence of series baseline", unit="share of settled starts"),
         share("baseline: settled among not solved", rest[~good[-1]], conv.instance[~good[-1]], level=data.level, source="convergence of series baseline", unit="share of unsolved starts"),
@@ -173,7 +173,8 @@ def verdict(data: Recorded, found: Analysis, numbers: tuple[Finding, ...]) -> li
     moved = f"by at most {_top(about['moved']):.1e} of its norm" if about["at_rest_fixed"] else "in no case"
     second = (
         f"What it settles on are fixed points: polished in float64, {about['at_rest_fixed']} of {about['at_rest']} distinct ends have a residual below {found.points.tol:g}, "
-        f"reached by moving {moved}; {percent(stable, count=True)} of all {len(found.spectrum.verdict)} fixed points found are stable, with spectral radius {number(radius)}."
+        f"reached by moving {moved}; {percent(stable, count=True)} of all {len(found.spectrum.verdict)} fixed points found "
+        f"({about['restless_fixed']} of them by Newton's method from ends that were still moving) are stable, with spectral radius {number(radius)}."
     )
     third = f"Settled means solved for {percent(right)} of the settled starts, and of the starts that fail {percent(wrong)} have settled on a wrong answer." if wrong.n else (
         f"Settled means solved for {percent(right)} of the settled starts; no start failed."
@@ -209,9 +210,13 @@ def _cell(g: ScalingGrid, depth: int, breadth: int, selector: int, claim: str, s
     return Finding(claim, float(g.accuracy[at]), float(g.low[at]), float(g.high[at]), g.instances, "share of instances", f"{source}.accuracy")
 
 
-def _spread(g: ScalingGrid, name: str, source: str) -> Finding:
-    value = float(g.spread[-1, -1])
-    return Finding(f"{name}: mean |accuracy over {int(g.breadth[-1])} starts − accuracy of the first|", value, math.nan, math.nan, g.instances, "share", f"{source}.spread")
+def _spread(g: ScalingGrid, conv: Convergence, name: str, source: str, level: float) -> Finding:
+    """Path dependence with a bootstrap interval over instances."""
+    assert conv.solved is not None
+    right = conv.by_instance("solved")[int(g.depth[-1])].double()
+    value, low, high = cluster_mean((right.mean(1) - right[:, 0]).abs(), torch.arange(len(right)), level=level)
+    claim = f"{name}: mean |accuracy over {int(g.breadth[-1])} starts − accuracy of the first|"
+    return Finding(claim, value, low, high, g.instances, "mean over instances", f"{source}.spread")
 
 
 def _top(values: Tensor) -> float:

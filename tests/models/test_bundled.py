@@ -1,0 +1,69 @@
+"""The bundled models: lawful, as good as the README says, and made by the commands that they carry."""
+
+import numpy as np
+import pytest
+import torch
+
+import attractorlab as al
+from attractorlab import models, tasks
+from attractorlab.models.checkpoints import BUNDLED
+from attractorlab.training.config import PRESETS, config_from_json
+
+NAMES = models.names()
+BUDGET = 8_000_000  # bytes of all bundled files together
+SAME_EIGENVALUE = 1e-6
+
+
+def fixed_point(name, rows):
+    """A float64 fixed point of the model's segment on the first puzzle whose start settles, with the map."""
+    reasoner = al.models.load(name)
+    puzzles = al.tasks.load(reasoner.config.task, rows=slice(0, rows))
+    f = al.strobe(reasoner.bind(puzzles), reasoner.config.H_cycles)
+    rest = al.settle(f, reasoner.start(f.drive, generator=torch.Generator().manual_seed(0)), tol=1e-5, max_ticks=64)
+    row = (rest.result == al.Result.CONVERGED.code).nonzero().squeeze(1)[:1]
+    f64 = al.strobe(reasoner.to(torch.float64).bind(puzzles), reasoner.config.H_cycles).take(row)
+    z = al.trees.to(al.trees.take(rest.states, row), torch.float64)
+    return f64, al.find_fixed_points(f64, z, tol=1e-11, max_steps=20).require()
+
+
+def test_the_bundled_files_keep_their_budget():
+    assert {"eqr-sudoku-4", "eqr-sudoku-6", "trm-sudoku-6", "eqr-sudoku-9"} <= set(NAMES)
+    assert sum(path.stat().st_size for path in BUNDLED.parent.rglob("*") if path.is_file()) < BUDGET
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_says_how_it_was_made_and_that_is_a_preset(name):
+    about = models.describe(models.find(name))
+    assert about["command"].startswith(f"attractorlab train {name} ")
+    assert config_from_json(about["training"]) == PRESETS[name]
+    assert int(about["segments"]) == PRESETS[name].segments
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", NAMES)
+def test_each_obeys_the_five_laws(name, dtype, generator):
+    reasoner = al.models.load(name).to(dtype)
+    f = reasoner.bind(al.tasks.load(reasoner.config.task, rows=slice(0, 3)))
+    al.check_map(f, reasoner.start(f.drive, generator=generator), generator=generator)
+
+
+@pytest.mark.parametrize(("name", "least"), [("eqr-sudoku-4", 0.99), ("eqr-sudoku-6", 0.97), ("trm-sudoku-6", 0.97)])
+def test_each_solves_freshly_generated_puzzles(name, least):
+    reasoner = al.models.load(name)
+    puzzles = tasks.generate(tasks.side_of(reasoner.config.task), 200, seed=4242)
+    f = al.strobe(reasoner.bind(puzzles), reasoner.config.H_cycles)
+    traj = al.trace(f, reasoner.start(f.drive, generator=torch.Generator().manual_seed(0)), ticks=16, keep=al.only_last(), rest=1e-6)
+    assert tasks.verify(puzzles, traj.readouts["answer"][-1].long()).double().mean() > least
+
+
+@pytest.mark.slow
+def test_krylov_eigenvalues_of_the_side_6_model_are_those_of_its_dense_jacobian():
+    f, point = fixed_point("eqr-sudoku-6", 4)
+    krylov = al.spectrum(f, point.states, k=8)
+    assert krylov.method == "arnoldi"
+    dense = np.linalg.eigvals(al.dense_jacobian(f, point.states)[0].numpy())
+    leading = np.sort(np.abs(dense))[::-1][:8]
+    mine = krylov.eigenvalues[0].numpy()
+    assert np.abs(np.abs(mine) - leading).max() < SAME_EIGENVALUE
+    assert np.abs(mine[:, None] - dense[None]).min(1).max() < SAME_EIGENVALUE
+    assert krylov.verdict == ("stable",) and point.residual.max() < 1e-11
