@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 USAGE, PARTIAL, BAD_DATA = 2, 3, 4
 BY_SIGNAL = 130  # what typer makes of Ctrl-C
-INTERRUPTED = "Interrupted. What was complete is kept. Give the same command again to go on (for `train`, with --resume)."
+INTERRUPTED = "Interrupted. What was complete is kept. Give the same command again to go on (for `train`, with --resume once something was saved)."
 
 app = typer.Typer(
     help="Attractor analysis of iterative latent reasoners: do they settle, on what, how stably, and is it the solution?",
@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 for all cores.", min=0)]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 for all cores.", min=0, max=1024)]
 Model = Annotated[str, typer.Argument(help="A bundled model, a .safetensors file, or a training folder.")]
 TaskName = Annotated[str, typer.Option(help="Task of the puzzles; the model's own if left out.")]
 Data = Annotated[str, typer.Option(help="Puzzle file (.csv, .csv.gz) or array folder; the bundled puzzles if left out.")]
@@ -39,7 +39,7 @@ Starts = Annotated[int, typer.Option(help="Random starts per puzzle.", min=1)]
 Ticks = Annotated[int, typer.Option(help="Ticks to follow each start; one tick is one segment of the model.", min=3)]
 Tol = Annotated[float, typer.Option(help="Relative residual that counts as at rest.")]
 Level = Annotated[float, typer.Option(help="Coverage of the intervals.", min=0.5, max=0.9999)]
-Seed = Annotated[int, typer.Option(help="Of the starts.", min=0)]
+Seed = Annotated[int, typer.Option(help="Of the starts.", min=0, max=2**40)]
 Baseline = Annotated[str, typer.Option(help='A model to compare with, "none", or "auto" for the bundled one without random starts.')]
 
 
@@ -118,6 +118,8 @@ def train(
     from attractorlab.training.loop import train as run_training
 
     _use(threads)
+    _must_be_folder(out)
+    _check_device(device)
     pairs = [text.partition("=") for text in overrides or []]
     for key, equals, _ in pairs:
         if not equals:
@@ -233,6 +235,7 @@ def main(argv: list[str] | None = None) -> int:
 def _record(
     folder: Path, model: str, task: str, data: str, split: str, rows: int, starts: int, ticks: int, tol: float, level: float, seed: int, baseline: str, *, analysed: bool
 ) -> "Run":
+    _must_be_folder(folder)
     from attractorlab import models
     from attractorlab.report.analysis import ANALYSIS, BASELINE, MAIN, OWN
     from attractorlab.sweep import Series, record
@@ -241,7 +244,9 @@ def _record(
     instance = _instances(reasoner, task, data, split, rows)
 
     def series(name: str, one: "EqR", count: int, scale: float | None) -> tuple["EqR", Series]:
-        return one, Series(model=name, weights=one.origin().weights, starts=count, scale=scale, every=one.config.H_cycles)
+        # A run is read later, perhaps from another folder.
+        place = name if name in (*models.names(), *models.ALIASES) else str(Path(name).absolute())
+        return one, Series(model=place, weights=one.origin().weights, starts=count, scale=scale, every=one.config.H_cycles)
 
     asked = {MAIN: series(model, reasoner, starts, reasoner.config.start_scale)}
     other = _baseline(baseline, reasoner)
@@ -250,6 +255,11 @@ def _record(
         reasoner_task, other_task = reasoner.config.task, second.config.task
         if reasoner_task != other_task:
             raise models.CheckpointError(f"`report` got a model for {reasoner_task} and a baseline for {other_task}. Both solve the same puzzles. Use --baseline none.")
+        if second.config.H_cycles != reasoner.config.H_cycles:
+            raise models.CheckpointError(
+                f"`report` got a model of {reasoner.config.H_cycles} recursions a segment and a baseline of {second.config.H_cycles}. Numbers of two clocks cannot stand side by side. "
+                "Use --baseline none, and report on each."
+            )
         asked[BASELINE] = series(other, second, starts, reasoner.config.start_scale)
         asked[OWN] = series(other, second, 1, None)
     settings = {"data": data, "split": split, "tol": tol, "level": level, "command": _command()}
@@ -308,11 +318,26 @@ def _baseline(asked: str, reasoner: "EqR") -> str:
     return twin if twin in models.names() and reasoner.name != twin else ""
 
 
+def _must_be_folder(path: Path) -> None:
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"--out leads through {place}, which is a file. Output goes into a folder. Choose another --out.")
+
+
 def _use(threads: int) -> None:
     import torch
 
     if threads:
         torch.set_num_threads(threads)
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`train` got --device {name!r}, which this torch cannot use ({str(error).splitlines()[0][:80]}). A device is cpu, or cuda on a CUDA build. Use --device cpu.") from None
 
 
 def _command() -> str:
@@ -335,7 +360,9 @@ def _tell(facts: dict[str, Any], as_json: bool) -> None:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, allow_nan=True))
+    from attractorlab.report.markdown import finite
+
+    typer.echo(json.dumps(finite(value), allow_nan=False))
 
 
 @contextmanager
@@ -364,7 +391,7 @@ def _saying() -> Iterator[Callable[[str], None]]:
 
         def say(stage: str) -> None:
             status.update(stage)
-            console.log(stage, highlight=False)
+            console.print(stage, highlight=False)
 
         yield say
 

@@ -26,6 +26,8 @@ def wilson(count: Shaped[Tensor, "..."], n: Shaped[Tensor, "..."], *, level: flo
     References:
         Wilson (1927); Brown, Cai and DasGupta (2001), section 3.1.1.
     """
+    if bool((count < 0).any()) or bool((count > n * (1 + 1e-9)).any()):
+        raise ValueError("`wilson` got a count below 0 or above its n. A share lies between 0 and 1. Pass how many of how many.")
     z = float(stats.norm.ppf(0.5 + _checked(level) / 2))
     k, m = count.double(), n.double().clamp(min=1e-300)
     middle = (k + z * z / 2) / (m + z * z)
@@ -84,6 +86,7 @@ def cluster_auc(
     """The chance that a good row scores above a bad one (the area under the ROC curve), with a bootstrap interval over whole clusters.
 
     All three are NaN where all rows are good or all bad; redrawn samples that are so are left out of the interval.
+    A score of NaN counts as the worst.
 
     Example:
         >>> score, good = torch.tensor([3.0, 2.0, 1.0, 0.0]), torch.tensor([True, False, True, False])
@@ -91,8 +94,9 @@ def cluster_auc(
         0.75
     """
     kinds, index = np.unique(cluster.numpy(), return_inverse=True)
-    order = np.argsort(score.double().numpy(), kind="stable")
-    x, y, index = score.double().numpy()[order], good.numpy()[order], index[order]
+    known = score.double().nan_to_num(nan=-np.inf, posinf=np.inf, neginf=-np.inf).numpy()
+    order = np.argsort(known, kind="stable")
+    x, y, index = known[order], good.numpy()[order], index[order]
     _, tie = np.unique(x, return_inverse=True)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(len(kinds), np.full(len(kinds), 1 / len(kinds)), size=draws)

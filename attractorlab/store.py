@@ -156,8 +156,14 @@ class Run:
 
         if not self.has(unit):
             raise RunError(f"{self.path} has no segment {unit!r}. A unit is read once it is complete. Run the command again to complete it.")
-        with xarray.open_datatree(self._segment(unit), engine="zarr", consolidated=False) as tree:
-            return {name: from_dataset(node.to_dataset().load()) for name, node in tree.children.items()}
+        try:
+            with xarray.open_datatree(self._segment(unit), engine="zarr", consolidated=False) as tree:
+                return {name: from_dataset(node.to_dataset().load()) for name, node in tree.children.items()}
+        except (OSError, RuntimeError, ValueError, KeyError) as error:  # what zarr and its codecs raise on damaged bytes
+            raise RunError(
+                f"{self.path} has a damaged segment {unit!r} ({type(error).__name__}). A segment is read whole. "
+                "Remove that segment and run the command again: it is recorded anew."
+            ) from error
 
     def trajectory_of(self, series: str) -> Trajectory:
         """The trajectories of all finished units of a series, side by side.

@@ -117,7 +117,7 @@ def unit_of(reasoner: EqR, instance: Instance, one: Series, *, block: int, seed:
 
 def start(reasoner: EqR, drive: Drive, one: Series, *, seed: int, block: int) -> State:
     """The starts of a unit, from its own generator."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + block)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + block) % 2**63)
     if one.scale is None:
         return reasoner.start(drive, generator=generator)
     return reasoner.random_start(drive, scale=one.scale, generator=generator)

@@ -31,7 +31,7 @@ def size(z: State) -> int:
         >>> size({"h": torch.zeros(3, 4, 5), "c": torch.zeros(3, 2)})
         22
     """
-    return sum(leaf[0].numel() for leaf in z.values())
+    return sum(leaf.shape[1:].numel() for leaf in z.values())
 
 
 def dot(u: State, v: State) -> Float[Tensor, " row"]:
@@ -109,7 +109,7 @@ def unflatten(flat: Float[Tensor, "row dim"], like: State) -> State:
     leaves: dict[str, Tensor] = {}
     at = 0
     for name, leaf in like.items():
-        width = leaf[0].numel()
+        width = leaf.shape[1:].numel()
         leaves[name] = flat[:, at : at + width].reshape(-1, *leaf.shape[1:])
         at += width
     return leaves

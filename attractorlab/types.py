@@ -159,8 +159,8 @@ class Convergence(_HasRows):
     """Whether, when and how fast each row settles; and whether and when it is solved.
 
     A tick of −1 means never; a NaN rate, that fewer than three residuals lay between the first and the floor.
-    `period` is 1 for settled, p for periodic, 0 otherwise. `verdict` is one of settled, periodic(p),
-    wandering, diverged. The three fields on solving are None when no targets were given.
+    `period` is 1 for settled, p for periodic, 0 otherwise. `verdict` is one of settled, approaching,
+    periodic(p), wandering, diverged, each as of the last tick: a wandering row may settle later. The three fields on solving are None when no targets were given.
     """
 
     ticks: Int[Tensor, " time"]
@@ -242,7 +242,8 @@ class Spectrum:
     """The leading eigenvalues of the Jacobian at each point, largest modulus first, each with its error.
 
     `defect` is ‖Jv − λv‖/‖v‖, measured with products of its own; `condition` is 1/|w*v| for unit left and right
-    vectors (infinite when they could not be paired). `verdict` is one of stable, unstable(k), marginal, ill-conditioned.
+    vectors (infinite when they could not be paired). `verdict` is one of stable, unstable(k), marginal, ill-conditioned;
+    unstable(k+) when all the modes that were asked for lie outside the unit circle, so that there may be more.
     """
 
     eigenvalues: Complex[Tensor, "point mode"]

@@ -7,6 +7,7 @@ from torch import Tensor
 from attractorlab.dynamics.orbits import FLOOR, check_tol
 from attractorlab.types import Convergence, Result, Trajectory
 
+FALLING_TICKS, FALLING_BY = 8, 0.9  # a residual that fell at each of so many ticks, to below so much of what it was, is still falling
 RATE_TICKS = 8  # residuals that the rate is fitted to, at most
 RATE_FLOOR = 30  # times the rounding floor: below it a residual is noise
 
@@ -24,7 +25,8 @@ def convergence(traj: Trajectory, *, tol: float, targets: Int[Tensor, "instance 
 
     Returns:
         One entry per row. The rate is the factor by which the residual shrinks per tick, from a straight line through its logarithm over the
-        last 8 ticks above 30 times the rounding floor. The period is the smallest p up to 8 for which the last state and the one p ticks
+        last 8 ticks above 30 times the rounding floor. A row that is not at rest but whose residual fell at each of the last 8 ticks, by a
+        tenth or more in all, is approaching: it was not followed long enough. The period is the smallest p up to 8 for which the last state and the one p ticks
         before differ by less than `tol`.
 
     Raises:
@@ -50,8 +52,14 @@ def convergence(traj: Trajectory, *, tol: float, targets: Int[Tensor, "instance 
     returns = traj.recurrence < tol
     lag = torch.where(returns.any(0), returns.int().argmax(0) + 1, 0)
     period = torch.where(diverged, 0, torch.where(settled, 1, torch.where(lag >= 2, lag, 0)))
+    # An oscillation that dies out returns after two ticks too; its residual gives it away.
+    approaching = _falling(traj.residual) & ~settled & ~diverged
+    period = torch.where(approaching, 0, period)
     words = {0: "wandering", 1: "settled"}
-    verdict = tuple("diverged" if d else words.get(p, f"periodic({p})") for d, p in zip(diverged.tolist(), period.tolist(), strict=True))
+    verdict = tuple(
+        "diverged" if d else "approaching" if a else words.get(p, f"periodic({p})")
+        for d, a, p in zip(diverged.tolist(), approaching.tolist(), period.tolist(), strict=True)
+    )
     solved = None if targets is None else solved_at(traj, targets)
     return Convergence(
         ticks=traj.ticks,
@@ -90,6 +98,12 @@ def solved_at(traj: Trajectory, targets: Int[Tensor, "instance site"]) -> Bool[T
             "Targets are one row of sites per instance. Pass the `targets` of the instances that were bound."
         )
     return (answer == targets[traj.instance].to(answer.device)).all(-1)
+
+
+def _falling(residual: Float[Tensor, "time row"]) -> Bool[Tensor, " row"]:
+    """Which residuals were still falling at the end."""
+    last = residual[-FALLING_TICKS - 1 :]
+    return (last.diff(dim=0) < 0).all(0) & (last[-1] < FALLING_BY * last[0]) & (len(last) == FALLING_TICKS + 1)
 
 
 def _holds_since(mask: Bool[Tensor, "time row"]) -> Int[Tensor, " row"]:

@@ -66,7 +66,7 @@ def spectrum(f: LatentMap, z: State, *, k: int, method: Method | None = None) ->
 
     Returns:
         One entry per row of `z`. The error of an eigenvalue is its condition times its defect. With δ the larger of 1e-4 (float32:
-        1e-3) and five errors, a point is unstable(n) if n of the returned moduli exceed 1 by more than their error and δ; else
+        1e-3) and five errors, a point is unstable(n) if n of the returned moduli exceed 1 by more than their error and δ (n+ if those are all that were asked for); else
         ill-conditioned if an eigenvalue that could reach the circle has an error above 1e-3, or left and right
         vectors give different ones; else marginal if one lies within the band; else stable. Eigenvalues below 0.1 are held to be
         inside, however ill-conditioned: blocks of exact zeros from norm layers are. A Jacobian that is not finite gives NaN and ill-conditioned.
@@ -91,7 +91,7 @@ def spectrum(f: LatentMap, z: State, *, k: int, method: Method | None = None) ->
         defect=found.defect,
         condition=found.condition,
         radius=modulus[:, 0],
-        verdict=_verdicts(found, BAND[dtype_of(z)], torch.finfo(dtype_of(z)).eps),
+        verdict=_verdicts(found, BAND[dtype_of(z)], torch.finfo(dtype_of(z)).eps, trees.size(z)),
         method=found.method,
         products=found.products,
         clock=f.clock,
@@ -327,7 +327,7 @@ def _gather(parts: list[Modes], method: str, products: int) -> Modes:
     )
 
 
-def _verdicts(found: Modes, band: float, eps: float) -> tuple[str, ...]:
+def _verdicts(found: Modes, band: float, eps: float, dim: int) -> tuple[str, ...]:
     """The rule stated in `spectrum`, with no error below rounding."""
     modulus = found.eigenvalues.abs()
     error = found.condition * torch.maximum(found.defect, eps * found.size[:, None])
@@ -342,7 +342,8 @@ def _verdicts(found: Modes, band: float, eps: float) -> tuple[str, ...]:
         if not bool(found.eigenvalues[point].isfinite().all()):
             words.append("ill-conditioned")
         elif count:
-            words.append(f"unstable({count})")
+            more = "+" if count == modulus.shape[1] < dim else ""
+            words.append(f"unstable({count}{more})")
         elif bool(unsure[point].any()) or not bool(found.agreed[point]):
             words.append("ill-conditioned")
         else:

@@ -1,7 +1,7 @@
 """Models: each makes a LatentMap from instances."""
 
 from attractorlab.models.base import AbstractReasoner
-from attractorlab.models.checkpoints import CheckpointError, describe, find, load, names, save
+from attractorlab.models.checkpoints import ALIASES, CheckpointError, describe, find, load, names, save
 from attractorlab.models.eqr import EqR, EqRConfig
 
-__all__ = ["AbstractReasoner", "CheckpointError", "EqR", "EqRConfig", "describe", "find", "load", "names", "save"]
+__all__ = ["ALIASES", "AbstractReasoner", "CheckpointError", "EqR", "EqRConfig", "describe", "find", "load", "names", "save"]

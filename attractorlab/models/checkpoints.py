@@ -165,7 +165,10 @@ def _config(path: Path, about: Mapping[str, str]) -> EqRConfig:
             f"{path} has a configuration that differs in the keys {sorted(set(found) ^ known)}. Every key must be known and present. "
             "Use the version of attractorlab that wrote the file."
         )
-    return EqRConfig(**found)
+    try:
+        return EqRConfig(**found)
+    except ValueError as error:
+        raise CheckpointError(f"{path} holds a configuration that cannot be built: {error}") from None
 
 
 def _sort_header(path: Path) -> None:

@@ -55,7 +55,15 @@ class EqRConfig:
                 raise ValueError(
                     f"`EqRConfig` got {name}={value!r}. It is one of {', '.join(allowed)}. Use {name}={allowed[0]!r}."
                 )
-        if not 0 <= self.damping < 1:
+        for name in ("sites", "vocabulary", "width", "blocks", "heads", "H_cycles", "L_cycles"):
+            count = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ValueError(f"`EqRConfig` got {name}={count!r}. It is a whole number of 1 or more. Use {name}=2.")
+        for name, top in (("expansion", 64.0), ("start_scale", 1e6), ("rotary_base", 1e12)):
+            number = getattr(self, name)
+            if not isinstance(number, (int, float)) or not 0 < number <= top:
+                raise ValueError(f"`EqRConfig` got {name}={number!r}. It is a number above 0, up to {top:g}. Use {name}={type(self).__dataclass_fields__[name].default:g}.")
+        if not isinstance(self.damping, (int, float)) or not 0 <= self.damping < 1:
             raise ValueError(f"`EqRConfig` got damping={self.damping}. The old state keeps a weight from 0 up to, not with, 1. Use 0.05.")
         if self.mixer == "attention" and self.width % (2 * self.heads):
             raise ValueError(

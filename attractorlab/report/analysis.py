@@ -11,7 +11,7 @@ from torch import Tensor
 from attractorlab import models, tasks, trees
 from attractorlab.dynamics.basins import basin_slice, basins_of, by_end_state, plane_through
 from attractorlab.dynamics.convergence import convergence
-from attractorlab.dynamics.fixed_points import by_newton_krylov, find_fixed_points
+from attractorlab.dynamics.fixed_points import by_iteration, by_newton_krylov, find_fixed_points
 from attractorlab.dynamics.recorder import every, trace
 from attractorlab.dynamics.scaling import by_halt, by_residual, by_vote, scaling_of
 from attractorlab.dynamics.spectrum import spectrum
@@ -43,6 +43,8 @@ POINTS = 96  # ends that are polished, at most
 UNSETTLED = 16  # of them, ends not at rest
 PLANE, PLANE_EXTENT = 33, 1.5
 PATH_INSTANCES, PATH_STARTS, PATH_TICKS = 3, 8, 32
+LATER = 4  # times the run's ticks: how much longer a few starts that are not at rest are followed
+LATER_STARTS = 64  # of them, at most
 
 Say = Callable[[str], None]
 
@@ -68,13 +70,14 @@ class Recorded:
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """All that a report says, as nouns. `polished` says for each fixed-point candidate which row it came from."""
+    """All that a report says, as nouns. Rows of `points`, `pca` and `umap` are rows of the run; `later` follows some rows that were not at rest."""
 
     basins: BasinEstimate
     ends: BasinEstimate
     grid: ScalingGrid
     points: FixedPointSet
-    spectrum: Spectrum
+    spectrum: Spectrum | None
+    later: FixedPointSet | None
     plane: BasinSlice
     pca: Projection
     umap: Projection
@@ -114,7 +117,7 @@ def recorded(run: Run, *, reasoners: dict[str, EqR] | None = None) -> Recorded:
 
 def analyse(data: Recorded, *, say: Say) -> Analysis:
     """Compute every noun of the report, or read those that the run already holds."""
-    names = ("basins", "ends", "grid", "points", "spectrum", "plane", "pca", "umap", "baseline", "own")
+    names = ("basins", "ends", "grid", "points", "spectrum", "later", "plane", "pca", "umap", "baseline", "own")
     if data.run.has(ANALYSIS):
         stored = data.run.read(ANALYSIS)
         return Analysis(**{name: stored.get(name) for name in names})  # type: ignore[arg-type]
@@ -131,18 +134,38 @@ def analyse(data: Recorded, *, say: Say) -> Analysis:
     points = replace(points, row=chosen[points.row])
     say("spectra")
     fixed = points[points.converged]
-    spec = spectrum(f64.take(fixed.row), fixed.states, k=MODES)
-    say("a plane through state space")
+    spec = spectrum(f64.take(fixed.row), fixed.states, k=MODES) if len(fixed) else None
     f, z0 = whole(data.reasoner[MAIN], data.instance, data.series[MAIN], seed=seed)
+    say("starts that are not at rest, followed longer")
+    later = followed(data, f)
+    say("a plane through state space")
     plane = plane_of(data, f, z0, ends)
     say("trajectories, PCA and UMAP")
     rows = path_rows(conv, ends)
     paths = trace(f.take(rows), trees.take(z0, rows), ticks=min(PATH_TICKS, len(traj.ticks) - 1), keep=every(1))
     pca, umap = project(paths, by_pca(2)), project(paths, by_umap(2, random_state=0))
     pca, umap = replace(pca, row=rows[pca.row]), replace(umap, row=rows[umap.row])
-    found = Analysis(basins, ends, grids[MAIN], points, spec, plane, pca, umap, grids.get(BASELINE), grids.get(OWN))
+    found = Analysis(basins, ends, grids[MAIN], points, spec, later, plane, pca, umap, grids.get(BASELINE), grids.get(OWN))
     data.run.write(ANALYSIS, {name: getattr(found, name) for name in names if getattr(found, name) is not None})
     return found
+
+
+def followed(data: Recorded, f: LatentMap) -> FixedPointSet | None:
+    """Some rows that were not at rest at the last tick, run on: whether and where they come to rest after all."""
+    conv, traj = data.conv[MAIN], data.traj[MAIN]
+    rows = (~conv.settled & torch.tensor([word != "diverged" for word in conv.verdict])).nonzero().squeeze(1)
+    if not len(rows):
+        return None
+    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), LATER_STARTS)).round().long()]
+    z = trees.take(traj.last, rows)
+    return find_fixed_points(f.take(rows), z, method=by_iteration, tol=data.tol, max_steps=LATER * (len(traj.ticks) - 1))
+
+
+def solved_later(data: Recorded, later: FixedPointSet) -> Bool[Tensor, " point"]:
+    """Which of the rows that were followed longer end solved, by the rules of the task."""
+    with torch.no_grad():
+        answer = data.reasoner[MAIN].readout(later.states)["logits"].argmax(-1)
+    return tasks.verify(data.instance[later.instance], answer)
 
 
 def law(data: Recorded, name: str) -> str:
@@ -222,7 +245,10 @@ def plane_of(data: Recorded, f: LatentMap, z0: State, ends: BasinEstimate) -> Ba
     end, begin = traj.last, z0
     center = trees.take(end, examples[:1] if len(examples) else rows[:1])
     first = trees.take(end, examples[1:2]) if len(examples) > 1 else trees.take(begin, rows[:1])
-    axes = plane_through(center, first, trees.take(begin, rows[-1:]))
+    # With one start there is no third state: a fixed random direction stands in.
+    random = trees.normal_like(center, generator=torch.Generator().manual_seed(0))
+    third = trees.take(begin, rows[-1:]) if len(rows) > 1 else trees.add(center, random)
+    axes = plane_through(center, first, third)
     return basin_slice(
         f.take(rows[:1]),
         center=center,

@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attractorlab.report.analysis import BASELINE, MAIN, OWN, Analysis, Recorded, describe_points, law, solved_ends
+from attractorlab.report.analysis import BASELINE, LATER, MAIN, OWN, Analysis, Recorded, describe_points, law, solved_ends, solved_later
 from attractorlab.statistics import clopper_pearson, cluster_auc, cluster_mean, effective_n, wilson
 from attractorlab.types import Convergence, Finding, ScalingGrid
 
 
 def findings(data: Recorded, found: Analysis) -> tuple[Finding, ...]:
     """Every number that the report claims, in the order of its sections."""
-    return (*settling(data), *solving(data), *stability(data, found), *basin_numbers(data, found), *compute(data, found), *compared(data, found))
+    return (*settling(data), *later(data, found), *solving(data), *stability(data, found), *basin_numbers(data, found), *compute(data, found), *compared(data, found))
 
 
 def share(
@@ -51,12 +51,25 @@ def settling(data: Recorded) -> list[Finding]:
     """Does it settle, and when."""
     conv = data.conv[MAIN]
     words = {"settled": conv.settled, "periodic": conv.period > 1}
-    words["diverged"] = torch.tensor([word == "diverged" for word in conv.verdict])
-    words["wandering"] = ~words["settled"] & ~words["periodic"] & ~words["diverged"]
+    words |= {one: torch.tensor([word == one for word in conv.verdict]) for one in ("approaching", "wandering", "diverged")}
     found = [share(f"{word} at the last tick", mask, conv.instance, level=data.level, source="convergence.verdict") for word, mask in words.items()]
     found.append(spread("tick from which settled rows are at rest (median; range 10-90 %)", conv.settle_tick[conv.settled].double(), unit=data.clock, source="convergence.settle_tick"))
     found.append(spread("factor by which the residual shrinks per tick (median; range 10-90 %)", conv.rate[conv.settled], unit=f"per {data.clock}", source="convergence.rate"))
     return found
+
+
+def later(data: Recorded, found: Analysis) -> list[Finding]:
+    """What becomes of starts that are not at rest when they are followed longer."""
+    if found.later is None:
+        return []
+    one = found.later
+    rest = one.converged
+    more = f"within {LATER} times the ticks more"
+    right = solved_later(data, one)[rest]
+    return [
+        share(f"at rest {more}, of the starts not at rest", rest, one.instance, level=data.level, source="later.result", unit="share of unsettled starts tried"),
+        share(f"solved, of those at rest {more}", right, one.instance[rest], level=data.level, source="later.states", unit="share of late settlers"),
+    ]
 
 
 def solving(data: Recorded) -> list[Finding]:
@@ -82,9 +95,8 @@ def solving(data: Recorded) -> list[Finding]:
 def stability(data: Recorded, found: Analysis) -> list[Finding]:
     """On what it settles, and how stable that is."""
     about = describe_points(found.points, data.conv[MAIN])
-    spec = found.spectrum
-    n = len(spec.verdict)
     out = [
+        exact("distinct ends at rest that were polished", about["at_rest"], len(found.ends.count), level=data.level, unit="share of distinct ends at rest", source="points.row"),
         exact("ends at rest that are near a fixed point", about["at_rest_fixed"], about["at_rest"], level=data.level, unit="share of distinct ends at rest", source="points.result"),
         spread("relative distance that polishing moved ends at rest (median; range 10-90 %)", about["moved"], unit="of the state's norm", source="points.moved"),
         Finding("largest relative distance that polishing moved an end at rest", _top(about["moved"]), math.nan, math.nan, len(about["moved"]), "of the state's norm", "points.moved"),
@@ -92,11 +104,18 @@ def stability(data: Recorded, found: Analysis) -> list[Finding]:
         exact("ends not at rest from which Newton's method finds a fixed point", about["restless_fixed"], about["restless"], level=data.level, unit="share of unsettled ends tried", source="points.result"),
         spread("relative distance to it (median; range 10-90 %)", about["restless_moved"], unit="of the state's norm", source="points.moved"),
     ]
-    for word in ("stable", "unstable", "marginal", "ill-conditioned"):
-        count = sum(verdict.startswith(word) for verdict in spec.verdict)
-        out.append(exact(f"fixed points that are {word}", count, n, level=data.level, unit="share of fixed points", source="spectrum.verdict"))
-    out.append(spread("spectral radius (median; range 10-90 %)", spec.radius, unit=f"per {data.clock}", source="spectrum.radius"))
-    out.append(Finding("largest spectral radius", _top(spec.radius), math.nan, math.nan, n, f"per {data.clock}", "spectrum.radius"))
+    spec = found.spectrum
+    if spec is None:
+        return out
+    # Fixed points that runs rest on, and those that Newton's method reaches from runs that do not: two populations.
+    at_rest = data.conv[MAIN].settled[found.points.row[found.points.converged]]
+    for name, mask in (("fixed points at rest", at_rest), ("fixed points reached from ends not at rest", ~at_rest)):
+        words = [word for word, one in zip(spec.verdict, mask.tolist(), strict=True) if one]
+        for word in ("stable", "unstable", "marginal", "ill-conditioned"):
+            count = sum(verdict.startswith(word) for verdict in words)
+            out.append(exact(f"{name} that are {word}", count, len(words), level=data.level, unit="share of fixed points", source="spectrum.verdict"))
+        out.append(spread(f"spectral radius, {name} (median; range 10-90 %)", spec.radius[mask], unit=f"per {data.clock}", source="spectrum.radius"))
+        out.append(Finding(f"largest spectral radius, {name}", _top(spec.radius[mask]), math.nan, math.nan, len(words), f"per {data.clock}", "spectrum.radius"))
     out.append(Finding("largest defect ‖Jv − λv‖ of a reported eigenvalue", _top(spec.defect), math.nan, math.nan, spec.defect.numel(), "absolute", "spectrum.defect"))
     return out
 
@@ -110,6 +129,9 @@ def basin_numbers(data: Recorded, found: Analysis) -> list[Finding]:
         out.append(exact(f"instances with exactly one attractor seen, by {name}", int((kinds == 1).sum()), len(kinds), level=data.level, unit="share of instances", source=f"{source}.label"))
         out.append(Finding(f"most attractors seen on one instance, by {name}", float(kinds.max()), math.nan, math.nan, len(kinds), "attractors", f"{source}.label"))
     out.append(share("starts in the largest basin of their instance, by answer", b.labels == 0, b.instance, level=data.level, source="basins.labels"))
+    decided = b.labels >= 0
+    out.append(share("starts in the largest basin of their instance, among decided ones", (b.labels == 0)[decided], b.instance[decided], level=data.level, source="basins.labels", unit="share of decided starts"))
+    out.append(share("starts in the largest basin, should all undecided ones belong to it", (b.labels == 0) | ~decided, b.instance, level=data.level, source="basins.share_if"))
     out.append(share("starts undecided", b.labels < 0, b.instance, level=data.level, source="basins.labels"))
     out.append(spread("share of starts in attractors not seen, after Good and Turing (median; range 10-90 %)", b.missing_mass, unit="share of starts", source="basins.missing_mass"))
     out.append(Finding("independent starts that the starts are worth", b.effective_n, math.nan, math.nan, len(b.labels), "starts", "basins.effective_n"))
@@ -121,7 +143,7 @@ def compute(data: Recorded, found: Analysis) -> list[Finding]:
     g = found.grid
     out = [_cell(g, -1, 0, 0, f"solved by one start at depth {int(g.depth[-1])}", "grid")]
     out += [_cell(g, -1, -1, k, f"solved at depth {int(g.depth[-1])}, breadth {int(g.breadth[-1])}, selected by {name}", "grid") for k, name in enumerate(g.selectors)]
-    out.append(_cell(g, 0, 0, 0, f"solved by one start at depth {int(g.depth[0])}", "grid"))
+    out.append(_cell(g, 0, -1, 0, f"solved by a start at depth {int(g.depth[0])}", "grid"))
     out.append(_spread(g, data.conv[MAIN], "path dependence", "grid", data.level))
     return out
 
@@ -134,7 +156,18 @@ def compared(data: Recorded, found: Analysis) -> list[Finding]:
     rest, good = conv.settled, conv.solved
     assert good is not None
     starts = f"from {law(data, BASELINE)}"
+    mine = data.conv[MAIN]
+    assert mine.solved is not None
+    a, b = (one.by_instance("solved")[-1].double() for one in (mine, conv))
+    paired = [
+        ("accuracy over all starts, minus that of the baseline", a.mean(1) - b.mean(1)),
+        ("path dependence, minus that of the baseline", (a.mean(1) - a[:, 0]).abs() - (b.mean(1) - b[:, 0]).abs()),
+    ]
     return [
+        *[
+            Finding(claim, *cluster_mean(values, torch.arange(len(values)), level=data.level), len(values), "mean over instances, paired", "convergence of both series")
+            for claim, values in paired
+        ],
         _cell(own, -1, 0, 0, f"baseline: solved at depth {int(own.depth[-1])} from {law(data, OWN)}", "own"),
         _cell(g, -1, 0, 0, f"baseline: solved by one start at depth {int(g.depth[-1])} {starts}", "baseline"),
         *[_cell(g, -1, -1, k, f"baseline: solved at depth {int(g.depth[-1])}, breadth {int(g.breadth[-1])}, selected by {name}", "baseline") for k, name in enumerate(g.selectors)],
@@ -148,46 +181,72 @@ def compared(data: Recorded, found: Analysis) -> list[Finding]:
 def verdict(data: Recorded, found: Analysis, numbers: tuple[Finding, ...]) -> list[str]:
     """Five sentences: does it settle; on what, how stable; is it the solution; how large the basins; what compute buys."""
     by = {one.claim: one for one in numbers}
-    conv, g = data.conv[MAIN], found.grid
-    about = describe_points(found.points, conv)
-    n = len(conv.verdict)
-    ticks = int(conv.ticks[-1])
-    settled = by["settled at the last tick"]
+    return [_whether(data, by), _on_what(data, found, by), _solution(data, found, by), _how_large(data, found, by), _what_buys(found, by)]
+
+
+def _whether(data: Recorded, by: dict[str, Finding]) -> str:
+    conv = data.conv[MAIN]
+    settled, late = by["settled at the last tick"], by.get(f"at rest within {LATER} times the ticks more, of the starts not at rest")
     when = by["tick from which settled rows are at rest (median; range 10-90 %)"]
-    radius = by["spectral radius (median; range 10-90 %)"]
-    stable = by["fixed points that are stable"]
+    head = "It settles" if settled.value >= 0.9 else "Mostly it settles" if settled.value >= 0.5 else "Mostly it does not settle"
+    tail = f", from tick {when.value:.0f} on (median)" if when.n else ""
+    more = f"; of those that do not, {percent(late)} come to rest within {LATER} times as many ticks more" if late is not None else ""
+    return (
+        f"{head}: of {settled.n} starts on {len(data.instance)} puzzles, {percent(settled)} are at rest at tick {int(conv.ticks[-1])} "
+        f"(residual below {data.tol:g}, one tick is {data.clock}){tail}{more}."
+    )
+
+
+def _on_what(data: Recorded, found: Analysis, by: dict[str, Finding]) -> str:
+    about = describe_points(found.points, data.conv[MAIN])
+    if not about["at_rest"]:
+        return "On what it settles cannot be said: no start came to rest."
+    if not about["at_rest_fixed"]:
+        return f"None of the {about['at_rest']} distinct ends at rest that were polished in float64 is near a fixed point (residual below {found.points.tol:g})."
+    stable, radius = by["fixed points at rest that are stable"], by["spectral radius, fixed points at rest (median; range 10-90 %)"]
+    which = "distinct ends" if about["at_rest"] == len(found.ends.count) else f"distinct ends (of {len(found.ends.count)}, the largest first)"
+    other = ""
+    if about["restless_fixed"]:
+        one = by["fixed points reached from ends not at rest that are stable"]
+        other = f"; Newton's method also finds {one.n} from ends that were still moving, {round(one.value * one.n)} of them stable"
+    return (
+        f"Polished in float64, {about['at_rest_fixed']} of {about['at_rest']} {which} at rest are fixed points (residual below {found.points.tol:g}), reached by moving by "
+        f"at most {_top(about['moved']):.1e} of the norm; {percent(stable, count=True)} of them are stable, with spectral radius {number(radius)}{other}."
+    )
+
+
+def _solution(data: Recorded, found: Analysis, by: dict[str, Finding]) -> str:
     right, wrong = by["solved among settled"], by["settled among not solved"]
+    if not right.n:
+        return f"Whether settled means solved cannot be said: no start came to rest; {percent(by['solved at the last tick'])} of the starts show the solution at the last tick."
+    failed = f"of the {wrong.n} starts that fail, {percent(wrong)} are at rest on a wrong answer" if wrong.n else "no start fails"
+    late = by.get(f"solved, of those at rest within {LATER} times the ticks more")
+    more = f"; of those that come to rest later, {percent(late)} are solved" if late is not None and late.n else ""
+    return f"Of the settled starts {percent(right)} are solved, and {failed}{more}."
+
+
+def _how_large(data: Recorded, found: Analysis, by: dict[str, Finding]) -> str:
+    b = found.basins
+    decided = int((b.labels >= 0).sum())
+    if not decided:
+        return "How large the basins are cannot be said: every start is undecided."
     one = by["instances with exactly one attractor seen, by end state"]
-    largest = by["starts in the largest basin of their instance, by answer"]
-    shallow, deep = by[f"solved by one start at depth {int(g.depth[0])}"], by[f"solved by one start at depth {int(g.depth[-1])}"]
-    selected = by[f"solved at depth {int(g.depth[-1])}, breadth {int(g.breadth[-1])}, selected by residual"]
-    tail = f"at rest from tick {when.value:.0f} on (median)" if when.n else "none of them at rest"
-    first = (
-        f"It settles: of {n} starts on {len(data.instance)} puzzles, {percent(settled)} end at rest within {ticks} ticks "
-        f"(residual below {data.tol:g}, one tick is {data.clock}), {tail}."
+    low, high = by["starts in the largest basin of their instance, by answer"], by["starts in the largest basin, should all undecided ones belong to it"]
+    return (
+        f"{percent(one)} of the puzzles show exactly one attractor among the starts at rest, of {int(found.ends.starts.max())} a puzzle; the largest basin of a puzzle takes {percent(low)} of its starts, "
+        f"and {percent(high)} if the {len(b.labels) - decided} undecided ones are counted with it (starts of one puzzle are alike: these {len(b.labels)} are worth {b.effective_n:.0f} independent ones)."
     )
-    if settled.value < 0.5:
-        first = first.replace("It settles:", "Mostly it does not settle:")
-    elif settled.value < 0.9:
-        first = first.replace("It settles:", "Often it settles:")
-    moved = f"by at most {_top(about['moved']):.1e} of its norm" if about["at_rest_fixed"] else "in no case"
-    second = (
-        f"What it settles on are fixed points: polished in float64, {about['at_rest_fixed']} of {about['at_rest']} distinct ends have a residual below {found.points.tol:g}, "
-        f"reached by moving {moved}; {percent(stable, count=True)} of all {len(found.spectrum.verdict)} fixed points found "
-        f"({about['restless_fixed']} of them by Newton's method from ends that were still moving) are stable, with spectral radius {number(radius)}."
+
+
+def _what_buys(found: Analysis, by: dict[str, Finding]) -> str:
+    g = found.grid
+    first, last, breadth = int(g.depth[0]), int(g.depth[-1]), int(g.breadth[-1])
+    shallow, deep = by[f"solved by a start at depth {first}"], by[f"solved at depth {last}, breadth {breadth}, selected by mean"]
+    selected, vote = (by[f"solved at depth {last}, breadth {breadth}, selected by {name}"] for name in ("residual", "vote"))
+    return (
+        f"A start taken blindly solves {percent(shallow)} of the puzzles at tick {first} and {percent(deep)} at tick {last}; "
+        f"of {breadth} starts, the one of lowest residual solves {percent(selected)} and the majority {percent(vote)}."
     )
-    third = f"Settled means solved for {percent(right)} of the settled starts, and of the starts that fail {percent(wrong)} have settled on a wrong answer." if wrong.n else (
-        f"Settled means solved for {percent(right)} of the settled starts; no start failed."
-    )
-    fourth = (
-        f"{percent(one)} of the puzzles show exactly one attractor in {int(found.ends.starts.max())} starts, and the largest basin of a puzzle takes {percent(largest)} of its starts "
-        f"(starts of one puzzle are alike: these {n} are worth {found.basins.effective_n:.0f} independent ones)."
-    )
-    fifth = (
-        f"Depth lifts one start from {percent(shallow)} solved at tick {int(g.depth[0])} to {percent(deep)} at tick {int(g.depth[-1])}; "
-        f"the best of {int(g.breadth[-1])} starts by residual solves {percent(selected)}."
-    )
-    return [first, second, third, fourth, fifth]
 
 
 def percent(one: Finding, *, count: bool = False) -> str:

@@ -31,7 +31,8 @@ def as_markdown(data: Recorded, numbers: tuple[Finding, ...], sentences: list[st
 def as_json(data: Recorded, found: Analysis, numbers: tuple[Finding, ...], sentences: list[str]) -> dict[str, Any]:
     """The findings, and the tables behind the figures; numbers that do not exist are null."""
     spec, points, g = found.spectrum, found.points[found.points.converged], found.grid
-    return _clean(
+    modes: tuple[list[Any], ...] = ([], [], [], []) if spec is None else (spec.radius.tolist(), list(spec.verdict), spec.eigenvalues.tolist(), spec.defect.tolist())
+    return finite(
         {
             "schema": SCHEMA,
             "model": data.reasoner["main"].name,
@@ -59,10 +60,7 @@ def as_json(data: Recorded, found: Analysis, numbers: tuple[Finding, ...], sente
                     points.residual.tolist(),
                     points.error.tolist(),
                     points.moved.tolist(),
-                    spec.radius.tolist(),
-                    spec.verdict,
-                    spec.eigenvalues.tolist(),
-                    spec.defect.tolist(),
+                    *modes,
                     strict=True,
                 )
             ],
@@ -83,11 +81,12 @@ def as_json(data: Recorded, found: Analysis, numbers: tuple[Finding, ...], sente
     )
 
 
-def _clean(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` with null in place of the numbers that JSON does not have."""
     if isinstance(value, dict):
-        return {key: _clean(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_clean(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -236,7 +236,7 @@ def _finding(one: Finding) -> str:
 
 def _gauge(one: Finding) -> str:
     """The interval as a bar, for shares only: between 0 and 1."""
-    if not (one.unit == "share" and 0 <= one.low <= one.value <= one.high <= 1):
+    if not (one.unit.startswith("share") and 0 <= one.low <= one.value <= one.high <= 1):
         return ""
     wide = max(100 * (one.high - one.low), 0.8)
     return (

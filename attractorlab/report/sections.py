@@ -9,7 +9,7 @@ from attractorlab import plots, tasks
 from attractorlab.dynamics.orbits import FLOOR
 from attractorlab.plots.tables import Markup
 from attractorlab.report.analysis import BASELINE, MAIN, OWN, Analysis, Recorded, describe_points, interesting, law, solved_ends
-from attractorlab.report.findings import basin_numbers, compared, compute, number, percent, settling, solving, stability
+from attractorlab.report.findings import basin_numbers, compared, compute, later, number, percent, settling, solving, stability
 from attractorlab.report.page import Board, Code, Figure, Findings, Mono, Section, Strong, Table, Text
 from attractorlab.types import Finding, ScalingGrid
 
@@ -51,12 +51,13 @@ def figures(data: Recorded, found: Analysis) -> dict[str, go.Figure]:
         "settle times": plots.settle_times(conv),
         "settled by solved": plots.settled_by_solved(conv),
         "residual and accuracy": plots.residual_vs_accuracy(conv, level=data.level),
-        "spectrum": plots.spectrum(found.spectrum, groups=[words[row] for row in fixed.row.tolist()]),
         "basins": plots.basins(found.basins, solved=solved[found.basins.example]),
         "plane": plots.basin_slice(found.plane),
         "trajectories": plots.trajectories([found.pca, found.umap], words),
         "scaling": plots.scaling(found.grid),
     }
+    if found.spectrum is not None:
+        drawn["spectrum"] = plots.spectrum(found.spectrum, groups=[words[row] for row in fixed.row.tolist()])
     if found.baseline is not None and found.own is not None:
         drawn["compared"] = plots.scaling_lines(compared_grids(data, found))
         drawn["baseline settled by solved"] = plots.settled_by_solved(data.conv[BASELINE])
@@ -79,9 +80,9 @@ def sections(
 ) -> list[Section]:
     """The whole report, in order."""
     made = [
-        Section("verdict", "Verdict", "Five questions, five answers. Each number has its interval; each is recomputable from the run beside this page.", tuple(Text(text) for text in sentences)),
+        Section("verdict", "Verdict", "Five questions, five answers. Shares have intervals, medians the range of the middle 80 %; each number is recomputable from the run beside this page.", tuple(Text(text) for text in sentences)),
         Section("run", "What was run", "The settings that decide the numbers.", (Table(("what", "value"), tuple(facts(data).items()), "Settings"),)),
-        _convergence(data, drawn),
+        _convergence(data, found, drawn),
         _solution(data, drawn),
         _stability(data, found, drawn),
         _basins(data, found, drawn),
@@ -93,10 +94,13 @@ def sections(
     return [*made, _hardest(data, found), _reproduce(data)]
 
 
-def _convergence(data: Recorded, drawn: Mapping[str, go.Figure]) -> Section:
-    numbers = settling(data)
+def _convergence(data: Recorded, found: Analysis, drawn: Mapping[str, go.Figure]) -> Section:
+    numbers = [*settling(data), *later(data, found)]
     by = {one.claim: one for one in numbers}
-    lead = f"{percent(by['settled at the last tick'])} of the starts are at rest at the end, {percent(by['wandering at the last tick'])} still wander, {percent(by['periodic at the last tick'])} run on a short cycle."
+    lead = (
+        f"At the last tick {percent(by['settled at the last tick'])} of the starts are at rest, {percent(by['approaching at the last tick'])} are still getting there, "
+        f"{percent(by['periodic at the last tick'])} run on a short cycle, and {percent(by['wandering at the last tick'])} wander."
+    )
     return Section(
         "convergence",
         "Does it settle?",
@@ -131,10 +135,16 @@ def _stability(data: Recorded, found: Analysis, drawn: Mapping[str, go.Figure]) 
     about = describe_points(found.points, data.conv[MAIN])
     fixed, spec = found.points[found.points.converged], found.spectrum
     words = plots.outcome_words(data.conv[MAIN])
-    lead = (
-        f"{about['at_rest_fixed']} of {about['at_rest']} distinct ends at rest are fixed points in float64; {percent(by['fixed points that are stable'], count=True)} of all "
-        f"{len(spec.verdict)} found are stable, with spectral radius {number(by['spectral radius (median; range 10-90 %)'])}."
-    )
+    lead = f"{about['at_rest_fixed']} of {about['at_rest']} polished ends at rest are fixed points in float64."
+    blocks: list[Text | Figure | Findings] = [
+        Text(
+            f"One end of each attractor seen ({about['at_rest']} of {len(found.ends.count)}, the largest first) and {about['restless']} ends not at rest were polished by Newton's method in float64. "
+            f"A fixed point counts with a residual below {found.points.tol:g}; a large move says that there was none where the run ended. Eigenvalues inside the unit circle pull neighbours in, one tick at a time."
+        )
+    ]
+    if spec is None:
+        return Section("stability", "How stable is it?", lead, (*blocks, Text("No fixed point was found, so there is no spectrum."), Findings(tuple(numbers))))
+    lead += f" {percent(by['fixed points at rest that are stable'], count=True)} of them are stable, with spectral radius {number(by['spectral radius, fixed points at rest (median; range 10-90 %)'])}."
     rows = tuple(
         (data.instance.ids[i], s, words[r], f"{res:.1e}", f"{moved:.1e}", f"{radius:.4f}", f"{defect:.1e}", word)
         for i, s, r, res, moved, radius, defect, word in zip(
@@ -144,25 +154,14 @@ def _stability(data: Recorded, found: Analysis, drawn: Mapping[str, go.Figure]) 
             fixed.residual.tolist(),
             fixed.moved.tolist(),
             spec.radius.tolist(),
-            spec.defect.amax(1).tolist() if len(spec.verdict) else [],
+            spec.defect.amax(1).tolist(),
             spec.verdict,
             strict=True,
         )
     )
     table = Table(("puzzle", "start", "its start ends", "residual", "moved", "spectral radius", "largest defect", "verdict"), rows, "Every fixed point")
-    return Section(
-        "stability",
-        "How stable is it?",
-        lead,
-        (
-            Text(
-                "One end of each attractor seen, and a few ends not at rest, were polished by Newton's method in float64. A fixed point counts with a residual below "
-                f"{found.points.tol:g}; a large move says that there was none where the run ended. Eigenvalues inside the unit circle pull neighbours in, one tick at a time."
-            ),
-            Figure(drawn["spectrum"], f"The leading eigenvalues of the Jacobian of one tick ({data.clock}) at each fixed point, by how the start it came from ends.", table),
-            Findings(tuple(numbers)),
-        ),
-    )
+    blocks.append(Figure(drawn["spectrum"], f"The leading eigenvalues of the Jacobian of one tick ({data.clock}) at each fixed point, by how the start it came from ends.", table))
+    return Section("stability", "How stable is it?", lead, (*blocks, Findings(tuple(numbers))))
 
 
 def _basins(data: Recorded, found: Analysis, drawn: Mapping[str, go.Figure]) -> Section:
@@ -230,9 +229,10 @@ def _comparison(data: Recorded, found: Analysis, drawn: Mapping[str, go.Figure])
     ours, theirs, own = found.grid, found.baseline, found.own
     assert theirs is not None and own is not None
     name, other = data.reasoner[MAIN].name, data.reasoner[BASELINE].name
+    accuracy, path = numbers[0], numbers[1]
     lead = (
-        f"{other} solves {percent(numbers[0])} at depth {int(own.depth[-1])} from its own start and {percent(numbers[1])} from random ones; "
-        f"{name} solves {percent(compute(data, found)[0])}."
+        f"Over all random starts {name} solves {percent(_mean(ours))} and {other} {percent(_mean(theirs))}; paired by puzzle the difference is {signed(accuracy)}, "
+        f"and that of path dependence {signed(path)}."
     )
     rest, good = data.conv[BASELINE].settled, data.conv[BASELINE].solved
     mine = data.conv[MAIN]
@@ -249,7 +249,7 @@ def _comparison(data: Recorded, found: Analysis, drawn: Mapping[str, go.Figure])
         "Against the baseline",
         lead,
         (
-            Text(_difference(data)),
+            Text(_difference(data, path)),
             Figure(drawn["compared"], "Solved over depth from one start, and over breadth at the greatest depth, selected by residual.", table),
             Figure(drawn["baseline settled by solved"], f"Settled and solved for {other} from random starts."),
             Findings(tuple(numbers)),
@@ -257,19 +257,33 @@ def _comparison(data: Recorded, found: Analysis, drawn: Mapping[str, go.Figure])
     )
 
 
-def _difference(data: Recorded) -> tuple[str | Strong | Mono, ...]:
-    """How the two models of a comparison differ, and what the difference is claimed to do."""
+def signed(one: Finding) -> str:
+    """A difference with its interval."""
+    return f"{100 * one.value:+.1f} points ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+
+
+def _mean(grid: ScalingGrid) -> Finding:
+    at = (-1, -1, 0)
+    return Finding("mean", float(grid.accuracy[at]), float(grid.low[at]), float(grid.high[at]), grid.instances, "share", "")
+
+
+def _difference(data: Recorded, path: Finding) -> tuple[str | Strong | Mono, ...]:
+    """How the two models of a comparison differ, what the difference is claimed to do, and whether it does so here."""
     ours, theirs = data.reasoner[MAIN].config, data.reasoner[BASELINE].config
     words = [f"{key} {getattr(theirs, key)} instead of {getattr(ours, key)}" for key in vars(ours) if getattr(ours, key) != getattr(theirs, key)]
-    told = f"Both ran on the same puzzles from the same random starts; the baseline also from its own. In shape it has {', '.join(words) or 'no difference'}. "
-    if theirs.start == "fixed" and ours.start == "random":
-        return (
-            told,
-            "The claim of ",
-            Strong("Equilibrium Reasoners"),
-            " (arXiv 2605.21488) is that random starts and noise in training make the start matter less and let more starts help; here it is tested at the size of this report.",
-        )
-    return (told,)
+    same = "the same random starts" if (ours.sites, ours.width) == (theirs.sites, theirs.width) else "random starts of the same law"
+    told = f"Both ran on the same puzzles from {same}; the baseline also from its own. In shape it has {', '.join(words) or 'no difference'}. "
+    if theirs.start != "fixed" or ours.start != "random":
+        return (told,)
+    outcome = (
+        "It does: the path dependence is lower." if path.high < 0 else "It does not: the path dependence is higher." if path.low > 0 else "These puzzles and starts do not decide it: the interval holds 0."
+    )
+    return (
+        told,
+        "The claim of ",
+        Strong("Equilibrium Reasoners"),
+        f" (arXiv 2605.21488) is that random starts and noise in training make the answer depend less on the start. Does it hold at this size? {outcome}",
+    )
 
 
 def _hardest(data: Recorded, found: Analysis) -> Section:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -131,7 +132,7 @@ def _csv_lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             reader = csv.reader(text)
             header = [name.strip() for name in next(reader, [])]
             return header, [(reader.line_num, line) for line in reader if line]
-    except (gzip.BadGzipFile, EOFError, csv.Error) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError, csv.Error) as error:
         raise DataError(
             f"`load` could not read {path.name}: {error}. A file is CSV text, compressed by gzip if its name ends in .gz. "
             "Make or fetch it again."

@@ -67,6 +67,11 @@ class Trainer:
         sums, finished = {"loss": 0.0, "halt_loss": 0.0}, [0, 0, 0]
         while self.segment < self.config.segments:
             losses, (done, solved, used) = self._segment()
+            if not math.isfinite(losses["loss"] + losses["halt_loss"]):
+                raise ValueError(
+                    f"`train` met a loss of {losses['loss']} at segment {self.segment}. Training goes on only from finite numbers. "
+                    "Lower lr or the scale of starts and noise, and begin again or resume from the last save."
+                )
             for name, value in losses.items():
                 sums[name] += value
             finished = [finished[0] + done, finished[1] + solved, finished[2] + used]

@@ -67,7 +67,7 @@ def test_the_settle_tick_is_that_of_the_formula_and_of_settle():
 def test_a_row_that_came_to_rest_too_late_for_the_window_is_not_yet_settled():
     f = scalar(lambda z: 0.5 * z + 1)  # at rest from tick 19 on, see above
     early, late = (convergence(trace(f, at(0.0), ticks=ticks, keep=only_last()), tol=TOL) for ticks in (20, 21))
-    assert (early.verdict, early.period.item(), early.settle_tick.item()) == (("wandering",), 0, -1)
+    assert (early.verdict, early.period.item(), early.settle_tick.item()) == (("approaching",), 0, -1)
     assert (late.verdict, late.period.item(), late.settle_tick.item()) == (("settled",), 1, 19)
 
 
@@ -191,3 +191,11 @@ def test_a_table_by_instance_needs_as_many_starts_for_each():
         ragged.by_instance("residual")
     repeated = trace(f.take(repeat_rows(2, 3)), {"z": z["z"][[0] * 6]}, ticks=4, keep=every(1))
     assert repeated.instance.tolist() == [0, 0, 0, 1, 1, 1] and repeated.start.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_dying_oscillation_is_approaching_and_a_two_cycle_is_not():
+    dying = LatentMap(lambda z, x: {"z": -0.97 * z["z"] + 1}, {}, clock="tick")
+    cycle = LatentMap(lambda z, x: {"z": 3.2 * z["z"] * (1 - z["z"])}, {}, clock="tick")
+    z = {"z": torch.full((1, 1), 0.2, dtype=torch.float64)}
+    assert convergence(trace(dying, z, ticks=150, keep=only_last()), tol=1e-3).verdict == ("approaching",)
+    assert convergence(trace(cycle, z, ticks=150, keep=only_last()), tol=1e-3).verdict == ("periodic(2)",)

@@ -98,7 +98,7 @@ def test_a_saddle_counts_its_unstable_directions():
     saddle = toy.fixed_points["z"][0].clone()
     saddle[[1, 4]] = 0
     found = spectrum(toy.map, {"z": torch.stack([saddle, toy.fixed_points["z"][-1]])}, k=4)
-    assert found.verdict == ("unstable(2)", "unstable(4)")
+    assert found.verdict == ("unstable(2)", "unstable(4+)")
     assert (found.eigenvalues[0, :2] - 1.5).abs().max() < 1e-12
 
 
@@ -316,4 +316,4 @@ def test_the_leading_eigenvalues_match_the_recorded_ones(recorded):
     exact = torch.complex(jacobian["eigenvalues_real"], jacobian["eigenvalues_imag"])[:1]
     assert (found.eigenvalues - exact).abs().max() < 1e-6
     assert (found.condition / jacobian["eigenvalue_condition"][:1] - 1).abs().max() < 1e-4
-    assert found.verdict == ("unstable(12)",)
+    assert found.verdict == ("unstable(12+)",)
