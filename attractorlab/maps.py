@@ -5,15 +5,52 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attractorlab import trees
 from attractorlab.types import Drive, Origin, State
 
+Rule = Callable[[State, Drive], State]
+"""One tick, or a part of one: from a state and the drive to a state of the same names, shapes and dtypes."""
+
 
 def _no_readout(z: State) -> Mapping[str, Tensor]:
     return {}
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """A part of a tick that is a map itself: it takes the whole state and rewrites some of its leaves.
+
+    Args:
+        name: What it is called within the tick, e.g. "L0", "L1", "H"; `strobe` puts the number of the inner tick before it, "2.L0".
+        leaves: The leaves that it rewrites; it hands on the others as they are.
+        rule: The update.
+    """
+
+    name: str
+    leaves: tuple[str, ...]
+    rule: Rule
+
+
+@dataclass(frozen=True, eq=False)
+class DrivenReadout:
+    """A readout that also needs what the instances contribute: ``z -> rule(z, drive)``. It follows the rows of its map.
+
+    Example:
+        >>> f = LatentMap(lambda z, x: z, {"x": torch.tensor([[1.0], [2.0]])}, instance=torch.arange(2), start=torch.zeros(2).long())
+        >>> f = replace(f, readout=DrivenReadout(lambda z, x: {"sum": z["z"] + x["x"]}, f.drive))
+        >>> f.take([1]).readout({"z": torch.zeros(1, 1)})["sum"]
+        tensor([[2.]])
+    """
+
+    rule: Callable[[State, Drive], Mapping[str, Tensor]]
+    drive: Drive
+
+    def __call__(self, z: State) -> Mapping[str, Tensor]:
+        """What is read off `z`."""
+        return self.rule(z, self.drive)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +61,14 @@ class LatentMap:
     `attractorlab.testing.check_map` tests. Everything in `dynamics` relies on them and knows nothing else of the model.
 
     Args:
-        rule: One tick. Takes a state and the drive, gives a state of the same names, shapes and dtypes.
+        rule: One tick.
         drive: What the instances contribute to every tick, batch first; empty for an undriven map, which then takes any number of rows.
-        readout: What can be read off a state, e.g. ``{"logits": [row site class], "halt": [row]}``.
+        readout: What can be read off a state, e.g. ``{"logits": [row site class], "halt": [row]}``. One that needs the drive is a `DrivenReadout`.
         clock: What one tick is: "recursion", "segment", ...
         instance, start: Which instance each row is, and from which of its starts; set by `bind` and `take`. Empty for an undriven map.
         origin: The model, weights, dtype and device behind the map.
+        updates: The tick taken apart, where its author did so: one after the other they are the rule. Empty: the tick is one piece.
+        model: The module that the rule runs, whose parts can be tapped and edited by name; None where there is none.
 
     Example:
         >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"]}, {}, clock="tick")
@@ -37,13 +76,15 @@ class LatentMap:
         tensor([[0.5000, 0.5000]])
     """
 
-    rule: Callable[[State, Drive], State]
+    rule: Rule
     drive: Drive
     readout: Callable[[State], Mapping[str, Tensor]] = _no_readout
     clock: str = "tick"
     instance: Int[Tensor, " row"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     start: Int[Tensor, " row"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     origin: Origin = Origin()
+    updates: tuple[Update, ...] = ()
+    model: nn.Module | None = None
 
     def __call__(self, z: State) -> State:
         """One tick from `z`."""
@@ -66,7 +107,8 @@ class LatentMap:
         instance = self.instance[index]
         once = len(index) == len(torch.unique(index))
         drive = {name: leaf[index.to(leaf.device)] for name, leaf in self.drive.items()}
-        return replace(self, drive=drive, instance=instance, start=self.start[index] if once else _occurrence(instance))
+        readout = replace(self.readout, drive=drive) if isinstance(self.readout, DrivenReadout) else self.readout
+        return replace(self, drive=drive, readout=readout, instance=instance, start=self.start[index] if once else _occurrence(instance))
 
     def coordinates(self, z: State) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
         """Instance and start of each row of `z`.
@@ -149,7 +191,19 @@ def strobe(f: LatentMap, every: int) -> LatentMap:
             z = f.rule(z, drive)
         return z
 
-    return replace(f, rule=rule, clock=f"{every} x {f.clock}")
+    updates = tuple(replace(one, name=f"{k}.{one.name}") for k in range(every) for one in f.updates)
+    return replace(f, rule=rule, clock=f"{every} x {f.clock}", updates=updates)
+
+
+def in_turn(updates: Sequence[Update]) -> Rule:
+    """The tick whose parts are `updates`, one after the other."""
+
+    def rule(z: State, drive: Drive) -> State:
+        for update in updates:
+            z = update.rule(z, drive)
+        return z
+
+    return rule
 
 
 def repeat_rows(rows: int, starts: int) -> Int[Tensor, " row"]:

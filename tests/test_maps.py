@@ -1,10 +1,12 @@
 """LatentMap, take, coordinates, jvp and vjp, residual, strobe."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from attractorlab import trees
-from attractorlab.maps import LatentMap, relative, repeat_rows, strobe
+from attractorlab.maps import DrivenReadout, LatentMap, Update, in_turn, relative, repeat_rows, strobe
 from attractorlab.testing import starts, toys
 from attractorlab.types import Drive, State
 
@@ -151,3 +153,35 @@ def test_repeat_rows_goes_instance_by_instance() -> None:
 def test_a_map_reads_nothing_unless_told() -> None:
     f = LatentMap(lambda z, d: {"z": z["z"] + 0}, {})
     assert dict(f.readout({"z": torch.zeros(1, 1)})) == {} and f.clock == "tick" and f.origin.model == "unnamed"
+
+
+def halves(d: Drive) -> LatentMap:
+    """The map of `tick` in two updates that rewrite one leaf each; c is read before it changes."""
+    updates = (
+        Update("h", ("h",), lambda z, d: {"h": torch.tanh(z["h"] @ d["w"] + z["c"]), "c": z["c"]}),
+        Update("c", ("c",), lambda z, d: {"h": z["h"], "c": 0.5 * z["c"] + d["x"]}),
+    )
+    n = len(d["x"])
+    return LatentMap(in_turn(updates), d, instance=torch.arange(n), start=torch.zeros(n, dtype=torch.int64), updates=updates)
+
+
+def test_updates_one_after_the_other_are_the_tick(driven: tuple[LatentMap, State]) -> None:
+    f, z = driven
+    g = halves(f.drive)
+    assert same(g(z), f(z))
+    assert g.take([2, 0]).updates is g.updates
+
+
+def test_a_strobed_map_has_the_updates_of_all_its_ticks(driven: tuple[LatentMap, State]) -> None:
+    f, z = driven
+    g = strobe(halves(f.drive), 2)
+    assert [one.name for one in g.updates] == ["0.h", "0.c", "1.h", "1.c"]
+    assert same(in_turn(g.updates)(z, g.drive), g(z))
+    assert strobe(f, 2).updates == ()
+
+
+def test_a_driven_readout_follows_the_rows(driven: tuple[LatentMap, State]) -> None:
+    f, z = driven
+    g = replace(f, readout=DrivenReadout(lambda z, d: {"sum": z["c"] + d["x"]}, f.drive))
+    order = torch.tensor([2, 0, 0])
+    assert torch.equal(g.take(order).readout(trees.take(z, order))["sum"], g.readout(z)["sum"][order])

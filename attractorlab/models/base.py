@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from attractorlab.maps import LatentMap
+from attractorlab.maps import LatentMap, Update
 from attractorlab.types import Drive, Instance, Origin, State
 
 _Reasoner = TypeVar("_Reasoner", bound="AbstractReasoner")
@@ -43,6 +43,10 @@ class AbstractReasoner(nn.Module, ABC):
     def readout(self, z: State) -> Mapping[str, Tensor]:
         """What can be read off a state: ``{"logits": [row site class], "halt": [row]}``."""
 
+    def updates(self) -> tuple[Update, ...]:
+        """The tick taken apart: updates that are the tick, one after the other. Empty unless a model says so."""
+        return ()
+
     def bind(self, instance: Instance) -> LatentMap:
         """The map of one tick with `instance` bound, one row per instance, in the model's present dtype."""
         with torch.no_grad():
@@ -56,6 +60,8 @@ class AbstractReasoner(nn.Module, ABC):
             instance=torch.arange(n),
             start=torch.zeros(n, dtype=torch.int64),
             origin=self.origin(),
+            updates=self.updates(),
+            model=self,
         )
 
     @property

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from attractorlab.maps import Update, in_turn
 from attractorlab.models.base import AbstractReasoner
 from attractorlab.models.layers import Block, Embedding, Linear, Stack, rotary_tables, truncated_normal_
 from attractorlab.types import Drive, Instance, State
@@ -143,7 +144,11 @@ class EqR(AbstractReasoner):
 
     def tick(self, z: State, drive: Drive) -> State:
         """One recursion without noise."""
-        return self._recursion(z, drive, self._update)
+        return in_turn(self.updates())(z, drive)
+
+    def updates(self) -> tuple[Update, ...]:
+        """The recursion as `L_cycles` updates of z_L, "L0", "L1", ..., and one of z_H, "H"."""
+        return self._parts(self._update)
 
     def readout(self, z: State) -> Mapping[str, Tensor]:
         """The logits of every site, and the halting logit (positive: the model takes its answer for correct)."""
@@ -159,14 +164,17 @@ class EqR(AbstractReasoner):
             h = self._update(h, injection)
             return h + scale * torch.randn(h.shape, generator=generator, dtype=h.dtype, device=h.device)
 
-        return lambda z, drive: self._recursion(z, drive, update)
+        return in_turn(self._parts(update))
 
     def _update(self, h: Tensor, injection: Tensor) -> Float[Tensor, "row site width"]:
         keep = self.config.damping
         return keep * h + (1 - keep) * self.L_level(h, injection, self.get_buffer("cos"), self.get_buffer("sin"))
 
-    def _recursion(self, z: State, drive: Drive, update: Callable[[Tensor, Tensor], Tensor]) -> State:
-        z_H, z_L = z["z_H"], z["z_L"]
-        for _ in range(self.config.L_cycles):
-            z_L = update(z_L, z_H + drive["x"])
-        return {"z_H": update(z_H, z_L), "z_L": z_L}
+    def _parts(self, update: Callable[[Tensor, Tensor], Tensor]) -> tuple[Update, ...]:
+        def of_L(z: State, drive: Drive) -> State:
+            return {"z_H": z["z_H"], "z_L": update(z["z_L"], z["z_H"] + drive["x"])}
+
+        def of_H(z: State, drive: Drive) -> State:
+            return {"z_H": update(z["z_H"], z["z_L"]), "z_L": z["z_L"]}
+
+        return (*[Update(f"L{k}", ("z_L",), of_L) for k in range(self.config.L_cycles)], Update("H", ("z_H",), of_H))

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from attractorlab import tasks
-from attractorlab.models import CheckpointError, load
-from attractorlab.models.eqr import EqR
+from attractorlab.maps import in_turn
+from attractorlab.models import CheckpointError, eqr, load
 from attractorlab.tasks import BLANK
 from attractorlab.training import loop
 from attractorlab.training.config import TrainConfig
@@ -89,13 +89,15 @@ def test_the_loss_falls_on_a_tiny_problem(pool):
 def spied(trainer, monkeypatch):
     """The states that a segment starts each tick from, with whether a graph hangs on them."""
     seen = []
-    original = EqR._recursion
 
-    def spy(self, z, drive, update):
-        seen.append(({name: leaf.clone().detach() for name, leaf in z.items()}, z["z_H"].requires_grad, torch.is_grad_enabled()))
-        return original(self, z, drive, update)
+    def spy(updates):
+        def rule(z, drive):
+            seen.append(({name: leaf.clone().detach() for name, leaf in z.items()}, z["z_H"].requires_grad, torch.is_grad_enabled()))
+            return in_turn(updates)(z, drive)
 
-    monkeypatch.setattr(EqR, "_recursion", spy)
+        return rule
+
+    monkeypatch.setattr(eqr, "in_turn", spy)
     trainer._segment()
     monkeypatch.undo()
     return seen
