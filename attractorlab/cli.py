@@ -12,6 +12,8 @@ import typer
 from attractorlab.errors import BadData, SpaceError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from attractorlab.models.eqr import EqR
     from attractorlab.store import Run
     from attractorlab.types import Instance
@@ -197,8 +199,7 @@ def probe(
     from attractorlab.probes import add_to_log, run_probe
 
     _use(threads)
-    path = Path(name) if name.endswith(".py") else Path("probes") / f"{name}.py"
-    outcome = run_probe(path)
+    outcome = run_probe(path := Path(name) if name.endswith(".py") else Path("probes") / f"{name}.py")
     if log:
         add_to_log(path, outcome, command=_command())
     if as_json:
@@ -249,8 +250,7 @@ def _record(
         return one, Series(model=place, weights=one.origin().weights, starts=count, scale=scale, every=one.config.H_cycles)
 
     asked = {MAIN: series(model, reasoner, starts, reasoner.config.start_scale)}
-    other = _baseline(baseline, reasoner)
-    if other:
+    if other := _baseline(baseline, reasoner):
         second = models.load(other)
         reasoner_task, other_task = reasoner.config.task, second.config.task
         if reasoner_task != other_task:
@@ -262,10 +262,7 @@ def _record(
             )
         asked[BASELINE] = series(other, second, starts, reasoner.config.start_scale)
         asked[OWN] = series(other, second, 1, None)
-    settings = {"data": data, "split": split, "tol": tol, "level": level, "command": _command()}
-    stored = _stored_command(folder)
-    if stored:
-        settings["command"] = stored
+    settings = {"data": data, "split": split, "tol": tol, "level": level, "command": _stored_command(folder) or _command()}
     from attractorlab.dynamics.orbits import check_tol
 
     check_tol(tol, reasoner.dtype, "report")
@@ -297,8 +294,7 @@ def _instances(reasoner: "EqR", task: str, data: str, split: str, rows: int) -> 
     from attractorlab import tasks
     from attractorlab.models import CheckpointError
 
-    name = task or reasoner.config.task
-    found = tasks.load(name, split=split, path=data or None)
+    found = tasks.load(task or reasoner.config.task, split=split, path=data or None)
     if found.task != reasoner.config.task:
         raise CheckpointError(
             f"`report` got {found.task} for {reasoner.name}, a model for {reasoner.config.task}. A reasoner only takes the task it was built for. "
@@ -368,11 +364,10 @@ def _print_json(value: dict[str, Any]) -> None:
 @contextmanager
 def _bar(title: str, total: int) -> Iterator[Callable[[float | int, str], None]]:
     """A progress line on standard error."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[says]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=_console()) as progress:
         task = progress.add_task(title, total=total, says="")
 
         def show(done: float | int, says: str) -> None:
@@ -384,9 +379,7 @@ def _bar(title: str, total: int) -> Iterator[Callable[[float | int, str], None]]
 @contextmanager
 def _saying() -> Iterator[Callable[[str], None]]:
     """A line on standard error for each stage of the analysis."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
+    console = _console()
     with console.status("analysing") as status:
 
         def say(stage: str) -> None:
@@ -394,6 +387,13 @@ def _saying() -> Iterator[Callable[[str], None]]:
             console.print(stage, highlight=False)
 
         yield say
+
+
+def _console() -> "Console":
+    """Standard error; it moves on a terminal alone, and not in a notebook, whose stream calls itself one."""
+    from rich.console import Console
+
+    return Console(stderr=True, force_jupyter=False, force_terminal=sys.stderr is sys.__stderr__ and sys.__stderr__.isatty())
 
 
 if __name__ == "__main__":

@@ -83,6 +83,9 @@ def fit_probe(
     truth, control = labels[traj.instance], labels[other[traj.instance]]
     cluster = traj.instance[:, None].expand_as(used)[test][used[test]]
     scores = [[_accuracy(at, y, used, test) for y in (truth, control)] for at in states]
+    held_out = torch.sort(shuffled[:held]).values
+    place = torch.searchsorted(held_out, cluster)
+    by_held_out = torch.stack([torch.bincount(place, hit.double(), held) / torch.bincount(place, minlength=held) for hit, _ in scores])
     means = [[cluster_mean(hit.double(), cluster, level=level) for hit in pair] for pair in scores]
     column = torch.tensor([[first[0], first[1], first[2], second[0]] for first, second in means], dtype=torch.float64)
     return ProbeFit(
@@ -92,8 +95,9 @@ def fit_probe(
         high=column[:, 2],
         control=column[:, 3],
         selectivity=column[:, 0] - column[:, 3],
+        held_out=held_out,
+        by_held_out=by_held_out,
         train_instances=len(instances) - held,
-        test_instances=held,
         level=level,
         target=target,
         clock=traj.clock,

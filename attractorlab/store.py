@@ -1,5 +1,6 @@
 """A run on disk: a manifest and immutable segments, each an xarray DataTree in Zarr, committed by one rename."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -165,6 +167,25 @@ class Run:
                 "Remove that segment and run the command again: it is recorded anew."
             ) from error
 
+    def damage(self, unit: str) -> str:
+        """What is wrong with the segment of `unit`, in a sentence; empty if every array is what was written.
+
+        Raises:
+            RunError: If there is none.
+        """
+        import xarray
+
+        try:
+            self.read(unit)
+            with xarray.open_datatree(self._segment(unit), engine="zarr", consolidated=False) as tree:
+                stored = {f"{name}/{key}": array for name, node in tree.children.items() for key, array in node.to_dataset().variables.items()}
+                wrong = sorted(name for name, array in stored.items() if "sha256" in array.attrs and _digest(array.values) != array.attrs["sha256"])
+        except RunError as error:
+            if not self.has(unit):
+                raise
+            return str(error)
+        return f"{self.path} has a segment {unit!r} whose {', '.join(wrong)} is not what was written. Remove that segment and run the command again." if wrong else ""
+
     def trajectory_of(self, series: str) -> Trajectory:
         """The trajectories of all finished units of a series, side by side.
 
@@ -303,7 +324,12 @@ def _variable(value: Tensor, dims: Sequence[str], name: str) -> tuple[tuple[str,
     at = list(dims).index("...") if "..." in dims else len(named)
     # numpy has no bfloat16; float32 holds all of it.
     values = value.detach().cpu()
-    return (*named[:at], *extra, *named[at:]), (values.float() if value.dtype == torch.bfloat16 else values).numpy(), {"dtype": str(value.dtype)}
+    stored = (values.float() if value.dtype == torch.bfloat16 else values).numpy()
+    return (*named[:at], *extra, *named[at:]), stored, {"dtype": str(value.dtype), "sha256": _digest(stored)}
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
 def _tensor(stored: "xarray.DataArray") -> Tensor:

@@ -353,7 +353,8 @@ class Projection:
 class ProbeFit:
     """Held-out score of a linear probe at each tick, beside the same probe on a control task.
 
-    `selectivity` is score minus control. Intervals are over the instances of the held-out part.
+    `selectivity` is score minus control. Intervals are over the instances of the held-out part; `held_out` are their numbers and
+    `by_held_out` the score on each, for comparisons puzzle by puzzle.
     """
 
     ticks: Int[Tensor, " time"]
@@ -362,8 +363,9 @@ class ProbeFit:
     high: Float[Tensor, " time"]
     control: Float[Tensor, " time"]
     selectivity: Float[Tensor, " time"]
+    held_out: Int[Tensor, " held"]
+    by_held_out: Float[Tensor, "time held"]
     train_instances: int
-    test_instances: int
     level: float
     target: str
     clock: str

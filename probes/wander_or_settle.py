@@ -34,7 +34,9 @@ def run() -> tuple[str, list[Finding]]:
                 low, high = clopper_pearson(round(share * failing), failing, level=LEVEL)
             findings.append(Finding(f"{name}: settled among failing starts ({failing} puzzles)", share, low, high, n, "share of failing starts", "convergence"))
             findings.append(Finding(f"{name}: on a cycle of period 2 to 8 among failing starts", float(cycle.double().mean()), float("nan"), float("nan"), n, "share of failing starts", "convergence"))
-            words.append(f"Of the {n} failing starts of {name}, {int(rest.sum())} are at rest on a wrong answer, {int(cycle.sum())} on a short cycle, and {n - int(rest.sum()) - int(cycle.sum())} wander")
+            near = sum(word == "approaching" for word, bad in zip(conv.verdict, failed.tolist(), strict=True) if bad)
+            wander = n - int(rest.sum()) - int(cycle.sum()) - near
+            words.append(f"Of the {n} failing starts of {name}, {int(rest.sum())} are at rest on a wrong answer, {near} still coming to rest, {int(cycle.sum())} on a short cycle, and {wander} wander")
         else:
             words.append(f"No start of {name} fails")
         findings.append(Finding(f"{name}: solved", float((~failed).double().mean()), *cluster_mean((~failed).double(), conv.instance, level=LEVEL)[1:], len(failed), "share of starts", "convergence"))

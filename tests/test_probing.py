@@ -50,7 +50,8 @@ def test_a_probe_reads_what_the_state_holds_and_only_when_it_does(labels, genera
     assert fit.score[2] == 1 and fit.low[2] == fit.high[2] == 1
     assert fit.score[0] < 0.55 and fit.low[0] < 1 / CLASSES + 0.1 < fit.score[2]
     assert (fit.control < 0.6).all() and fit.selectivity.equal(fit.score - fit.control)
-    assert (fit.train_instances, fit.test_instances) == (18, 12)
+    assert (fit.train_instances, len(fit.held_out)) == (18, 12)
+    assert fit.by_held_out.shape == (3, 12) and torch.allclose(fit.by_held_out.mean(1), fit.score)  # as many sites on every instance
     assert ((fit.low <= fit.score) & (fit.score <= fit.high)).all()
 
 

@@ -232,3 +232,20 @@ def test_opening_a_run_reads_no_segment(tmp_path):
     began = time.perf_counter()
     assert len(run.done()) == 200
     assert time.perf_counter() - began < 1.0
+
+
+def test_a_changed_number_and_a_broken_file_are_found(tmp_path):
+    import zarr
+
+    run = fresh(tmp_path / "run")
+    run.write("a", {"trajectory": trajectory()})
+    run.write("b", {"instance": instance()})
+    assert run.damage("a") == run.damage("b") == ""
+    with pytest.raises(RunError, match=r"has no segment 'c'"):
+        run.damage("c")
+    array = zarr.open_array(run.path / "segments" / "a.zarr" / "trajectory" / "residual", mode="r+")
+    array[1, 1] = array[1, 1] + 1e-6
+    assert "'a' whose trajectory/residual is not what was written. Remove that segment" in run.damage("a")
+    chunk = next(p for p in (run.path / "segments" / "b.zarr").rglob("*") if p.is_file() and p.name != "zarr.json")
+    chunk.write_bytes(chunk.read_bytes()[:-3])
+    assert "damaged segment 'b'" in run.damage("b") and run.has("b")

@@ -128,7 +128,7 @@ def probe(fit: ProbeFit) -> go.Figure:
     title = f"What the state knows: {plain(fit.target)}"
     facts = [
         source(fit.origin.model, fit.origin.dtype),
-        f"n = {fit.test_instances:,} held-out instances, fitted on {fit.train_instances:,}",
+        f"n = {len(fit.held_out):,} held-out instances, fitted on {fit.train_instances:,}",
         f"clock: {plain(fit.clock)}",
     ]
     facts.append(f"band: {fit.level:.0%} interval over instances")

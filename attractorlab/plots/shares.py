@@ -165,7 +165,7 @@ def basin_slice(plane: BasinSlice, *, names: Mapping[int, str] | None = None) ->
     fig.update_yaxes(constrain="domain", showgrid=False, **edge[1])
     fig.update_xaxes(matches="x", row=1, col=2)
     # Square pixels: one pixel's width and height take as many points on the screen. The second panel matches the first.
-    fig.update_layout(meta=dict(width=860))
+    fig.update_layout(meta=dict(width=780))
     fig.update_yaxes(title="steps along axis 1", scaleanchor="x", scaleratio=_step(x) / _step(y), row=1, col=1)
     return finish(fig, title=title, facts=[*facts, f"undecided {float((labels < 0).mean()):.1%}"], height=430)
 

@@ -72,7 +72,7 @@ class Board:
 
 @dataclass(frozen=True)
 class Findings:
-    """The headline numbers, one card each."""
+    """Numbers, one row each: what is claimed, the value, its interval, its n and its source. Shares are shown in per cent."""
 
     findings: tuple[Finding, ...]
 
@@ -209,7 +209,7 @@ def _block(block: Block, counter: _Counter) -> str:
         case Board():
             return f'<figure role="group" class="card board">{block.markup.html}<figcaption>{_plain(block.caption)}</figcaption></figure>'
         case Findings():
-            return f'<ul class="findings">{"".join(_finding(one) for one in block.findings)}</ul>'
+            return _findings(block.findings)
         case Figure():
             counter.figures += 1
             return _figure(block, counter.figures)
@@ -225,13 +225,24 @@ def _inline(part: str | Strong | Mono) -> str:
             return _plain(part)
 
 
+def _findings(found: Sequence[Finding]) -> str:
+    head = "".join(f'<th scope="col"{mark}>{word}</th>' for word, mark in (("finding", ""), ("value", ' class="num"'), ("interval or range", ""), ("n", ' class="num"'), ("source", "")))
+    rows = "".join(_finding(one) for one in found)
+    return f'<div class="table" tabindex="0" role="group"><table class="findings"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
 def _finding(one: Finding) -> str:
-    interval = f"{_number(one.low)} to {_number(one.high)}" if math.isfinite(one.low) and math.isfinite(one.high) else "no interval"
-    unit = f' <span class="unit">{_plain(one.unit)}</span>' if one.unit else ""
+    number = _percent if one.unit.startswith("share") else _number
+    interval = f"{number(one.low)} to {number(one.high)}" if math.isfinite(one.low) and math.isfinite(one.high) else "no interval"
+    unit = f'<br><span class="how">{_plain(one.unit)}</span>' if one.unit else ""
     return (
-        f'<li class="card"><p class="claim">{_plain(one.claim)}</p><p class="value">{_number(one.value)}{unit}</p>'
-        f'{_gauge(one)}<p class="how">{interval} · n = {one.n:,}</p><p class="how source">{_plain(one.source)}</p></li>'
+        f'<tr><td>{_plain(one.claim)}{unit}</td><td class="num value">{number(one.value)}</td><td class="span">{_gauge(one)}{interval}</td>'
+        f'<td class="num">{one.n:,}</td><td class="how source">{_plain(one.source)}</td></tr>'
     )
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
 
 
 def _gauge(one: Finding) -> str:

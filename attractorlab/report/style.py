@@ -49,13 +49,10 @@ th,td{padding:.34rem 1.3rem .34rem 0}td{border-bottom:1px solid var(--rule);vert
 code,pre{font-family:var(--code);font-size:.86em}
 p code{background:var(--tint);padding:.08em .3em;border-radius:4px}
 pre{background:var(--tint);border:1px solid var(--rule);border-radius:8px;padding:.9rem 1.1rem;overflow-x:auto;line-height:1.5}
-.findings{list-style:none;padding:0;margin:1.4rem 0;display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,250px),1fr));gap:.9rem;font-family:var(--sans)}
-.findings li{padding:.95rem 1.1rem;display:flex;flex-direction:column}
-.findings p{margin:0}.claim{font-size:14px;line-height:1.4;color:var(--ink);flex:1}
-.value{font-size:1.75rem;font-weight:660;line-height:1.35;letter-spacing:-.02em;font-variant-numeric:tabular-nums}
-.unit{font-size:.85rem;font-weight:450;color:var(--muted);letter-spacing:0}
+.findings{width:100%}.findings .value{font-weight:660;font-size:15px;white-space:nowrap}.findings td.span{white-space:nowrap;font-size:12.5px}
+.findings .source{min-width:10rem}
 .how{font:12.5px/1.5 var(--sans);color:var(--muted);font-variant-numeric:tabular-nums}.source{font-family:var(--code);font-size:11.5px;overflow-wrap:anywhere}
-.gauge{width:100%;height:7px;margin:.25rem 0 .35rem;display:block}.gauge .track{fill:var(--rule)}.gauge .span{fill:var(--span)}.gauge .mark{fill:var(--mark)}
+.gauge{width:9rem;height:7px;margin:.4rem 0 .2rem;display:block}.gauge .track{fill:var(--rule)}.gauge .span{fill:var(--span)}.gauge .mark{fill:var(--mark)}
 .note{background:var(--tint);padding:.8rem 1rem;border-radius:8px}
 @media (max-width:1020px){
   html{scroll-padding-top:6.5rem}
@@ -67,7 +64,7 @@ pre{background:var(--tint);border:1px solid var(--rule);border-radius:8px;paddin
 @media (max-width:560px){body{font-size:16px}h1{font-size:1.6rem}main{padding-left:.9rem;padding-right:.9rem}figure{padding:.9rem .8rem}
   h2{font-size:1.22rem}section{margin-top:2rem}}
 @media (prefers-reduced-motion:reduce){html{scroll-behavior:auto}}
-@media print{nav,.skip,.modebar{display:none!important}main{margin:0;padding:0}body{font-size:11pt}figure,.findings li,tr{break-inside:avoid}h2{break-after:avoid}
+@media print{nav,.skip,.modebar{display:none!important}main{margin:0;padding:0}body{font-size:11pt}figure,tr{break-inside:avoid}h2{break-after:avoid}
   section{margin-top:1rem}.scroll{overflow:visible}}
 """
 

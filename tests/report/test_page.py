@@ -171,9 +171,10 @@ def test_cells_show_numbers_to_the_right_and_gaps_as_dashes() -> None:
 
 def test_a_finding_shows_value_interval_and_n_and_a_bar_only_for_shares() -> None:
     share = page_of(Findings((finding(),)))
-    assert "0.7 to 0.9 · n = 1,234" in share
+    assert "70.0 % to 90.0 %" in share and '<td class="num">1,234</td>' in share
     assert 'class="gauge"' in share
-    assert 'class="gauge"' not in page_of(Findings((finding(unit="ticks"),)))
+    ticks = page_of(Findings((finding(unit="ticks"),)))
+    assert 'class="gauge"' not in ticks and "0.7 to 0.9" in ticks
     assert "no interval" in page_of(Findings((finding(float("nan"), float("nan")),)))
 
 
