@@ -12,7 +12,7 @@ import typer
 from attractorlab.errors import BadData, SpaceError
 
 if TYPE_CHECKING:
-    from attractorlab.models.eqr import EqR
+    from attractorlab.models.recursion import AbstractRecursion
     from attractorlab.store import Run
     from attractorlab.types import Instance
 
@@ -243,7 +243,7 @@ def _record(
     reasoner = models.load(model)
     instance = _instances(reasoner, task, data, split, rows)
 
-    def series(name: str, one: "EqR", count: int, scale: float | None) -> tuple["EqR", Series]:
+    def series(name: str, one: "AbstractRecursion", count: int, scale: float | None) -> tuple["AbstractRecursion", Series]:
         # A run is read later, perhaps from another folder.
         place = name if name in (*models.names(), *models.ALIASES) else str(Path(name).absolute())
         return one, Series(model=place, weights=one.origin().weights, starts=count, scale=scale, every=one.config.H_cycles)
@@ -291,7 +291,7 @@ def _stored_command(folder: Path) -> str:
     return str(Run(folder).manifest.config["command"])
 
 
-def _instances(reasoner: "EqR", task: str, data: str, split: str, rows: int) -> "Instance":
+def _instances(reasoner: "AbstractRecursion", task: str, data: str, split: str, rows: int) -> "Instance":
     import torch
 
     from attractorlab import tasks
@@ -309,7 +309,7 @@ def _instances(reasoner: "EqR", task: str, data: str, split: str, rows: int) -> 
     return found[torch.arange(rows) * len(found) // rows]
 
 
-def _baseline(asked: str, reasoner: "EqR") -> str:
+def _baseline(asked: str, reasoner: "AbstractRecursion") -> str:
     from attractorlab import models
 
     if asked != "auto":

@@ -53,6 +53,7 @@ ONLY = {
     "typer": "cli",
     "umap": "projection",
     "xarray": "store",
+    "yaml": "models",
     "zarr": "store",
 }
 COMMON = {"torch", "numpy", "jaxtyping"}

@@ -48,12 +48,17 @@ class Embedding(nn.Module):
         return self.embedding_weight[ids] * math.sqrt(self.embedding_weight.shape[1])
 
 
+def inner_width(n: int, expansion: float) -> int:
+    """2/3 of `expansion` times `n`, rounded up to a multiple of 256, as published."""
+    return -(-round(expansion * n * 2 / 3) // 256) * 256
+
+
 class SwiGLU(nn.Module):
-    """down(silu(gate) * up); the inner width is 2/3 of `expansion` times `n`, rounded up to a multiple of 256."""
+    """down(silu(gate) * up); see `inner_width`."""
 
     def __init__(self, n: int, expansion: float) -> None:
         super().__init__()
-        inner = -(-round(expansion * n * 2 / 3) // 256) * 256
+        inner = inner_width(n, expansion)
         self.gate_up_proj = Linear(n, 2 * inner)
         self.down_proj = Linear(inner, n)
 

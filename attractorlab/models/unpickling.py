@@ -56,7 +56,7 @@ class Storage(NamedTuple):
 
     kind: str
     key: str
-    count: int
+    numbers: int
 
 
 class _HoldState:
@@ -202,13 +202,13 @@ def tensor_of(archive: Archive, record: Any) -> torch.Tensor | None:
         raise CheckpointError(wrong.format(f"size {size!r}, stride {stride!r}, offset {offset!r}"))
     content = archive.storages.get(storage.key, b"")
     width = dtype.itemsize
-    if len(content) != storage.count * width:
-        raise CheckpointError(wrong.format(f"{storage.count} numbers of {width} bytes in a record of {len(content)} bytes"))
+    if len(content) != storage.numbers * width:
+        raise CheckpointError(wrong.format(f"{storage.numbers} numbers of {width} bytes in a record of {len(content)} bytes"))
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 in size:
         return torch.empty(size, dtype=dtype)
-    if last >= storage.count or math.prod(size) > storage.count:
-        raise CheckpointError(wrong.format(f"size {size}, stride {stride}, offset {offset} in {storage.count} numbers"))
+    if last >= storage.numbers or math.prod(size) > storage.numbers:
+        raise CheckpointError(wrong.format(f"size {size}, stride {stride}, offset {offset} in {storage.numbers} numbers"))
     return torch.frombuffer(bytearray(content), dtype=dtype).as_strided(size, stride, offset).clone()
 
 
@@ -230,7 +230,7 @@ def _check_opcodes(stream: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name.startswith("EXT"):
             raise pickle.UnpicklingError("an extension code")
-        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument) > len(stream):
+        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(stream):
             raise pickle.UnpicklingError("a memo slot beyond the end of the stream")
 
 
