@@ -128,7 +128,8 @@ def read_archive(path: Path) -> Archive:
     """
     check_archive(path)
     try:
-        return Archive(path, torch.load(path, map_location="cpu", weights_only=True), {})
+        with open(path, "rb") as file:  # given a path, torch goes by its ending
+            return Archive(path, torch.load(file, map_location="cpu", weights_only=True), {})
     except MALFORMED:
         return read_as_data(path)
 

@@ -81,7 +81,7 @@ def write_training(path, weights, settings=None, *, rows=2, sites=4, prefix=PREF
     module = types.ModuleType("models.gone")
     for name in ("ModelCarry", "LatentCarry"):
         setattr(module, name, type(name, (), {"__module__": "models.gone"}))
-    sys.modules["models.gone"] = module
+    sys.modules |= {"models": types.ModuleType("models"), "models.gone": module}
     try:
         if classes:
             inside = module.LatentCarry()
@@ -93,7 +93,7 @@ def write_training(path, weights, settings=None, *, rows=2, sites=4, prefix=PREF
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "step": 100,
-            "model": torch.nn.Module().state_dict() | raw if not classes else _ordered(raw),
+            "model": _ordered(raw),
             "optimizers": [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4}]}],
             "carry": carry,
             "numpy": ("MT19937", np.arange(624, dtype=np.uint32) if classes else list(range(624)), 5, 0, 0.0),
@@ -103,7 +103,7 @@ def write_training(path, weights, settings=None, *, rows=2, sites=4, prefix=PREF
         }
         torch.save(content, path)
     finally:
-        del sys.modules["models.gone"]
+        del sys.modules["models.gone"], sys.modules["models"]
     return path
 
 
