@@ -5,6 +5,7 @@ import math
 import pickle
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -128,7 +129,8 @@ def read_archive(path: Path) -> Archive:
     """
     check_archive(path)
     try:
-        with open(path, "rb") as file:  # given a path, torch goes by its ending
+        with open(path, "rb") as file, warnings.catch_warnings():  # given a path, torch goes by its ending
+            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols that it may not know: the other reader knows them
             return Archive(path, torch.load(file, map_location="cpu", weights_only=True), {})
     except MALFORMED:
         return read_as_data(path)
