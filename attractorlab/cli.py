@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from attractorlab.cli_tools import Json, command_line, convert, must_be_folder, print_json, tell
 from attractorlab.errors import BadData, SpaceError
 
 if TYPE_CHECKING:
@@ -28,9 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 for all cores.", min=0, max=1024)]
-Model = Annotated[str, typer.Argument(help="A bundled model, a .safetensors file, or a training folder.")]
+Model = Annotated[str, typer.Argument(help="A bundled model, a model file, or a training folder.")]
 TaskName = Annotated[str, typer.Option(help="Task of the puzzles; the model's own if left out.")]
 Data = Annotated[str, typer.Option(help="Puzzle file (.csv, .csv.gz) or array folder; the bundled puzzles if left out.")]
 Split = Annotated[str, typer.Option(help="Which part of the puzzles.")]
@@ -71,7 +71,7 @@ def report(
     with _saying() as say:
         made = al.report(run, out, say=say)
     if as_json:
-        _print_json({"report": str(out / "index.html"), "findings": [vars(one) for one in made.findings]})
+        print_json({"report": str(out / "index.html"), "findings": [vars(one) for one in made.findings]})
     else:
         typer.echo((out / "report.md").read_text().split("## ", 2)[1].removeprefix("Verdict\n").strip())
         typer.echo(f"\nOpen {out / 'index.html'} in a browser.")
@@ -98,7 +98,7 @@ def record(
     _use(threads)
     run = _record(out, model, task, data, split, rows, starts, ticks, tol, level, seed, baseline, analysed=False)
     facts = {"run": str(out), "units": len(run.manifest.units), "done": len(run.done()), "bytes": run.bytes()}
-    _tell(facts, as_json)
+    tell(facts, as_json)
 
 
 @app.command()
@@ -118,7 +118,7 @@ def train(
     from attractorlab.training.loop import train as run_training
 
     _use(threads)
-    _must_be_folder(out)
+    must_be_folder(out)
     _check_device(device)
     pairs = [text.partition("=") for text in overrides or []]
     for key, equals, _ in pairs:
@@ -141,8 +141,11 @@ def train(
         def show(p: dict[str, float | int]) -> None:
             bar(int(p["segment"]), f"loss {p['loss']:.4f}, exact {100 * p['exact']:.1f} %, {p['seconds_left'] / 60:.1f} min left")
 
-        path = run_training(trainer, out, name=config, command=_command(), save_every=save_every, report=show)
-    _tell({"model": str(path), "segments": trainer.segment, "parameters": sum(p.numel() for p in trainer.model.parameters())}, as_json)
+        path = run_training(trainer, out, name=config, command=command_line(), save_every=save_every, report=show)
+    tell({"model": str(path), "segments": trainer.segment, "parameters": sum(p.numel() for p in trainer.model.parameters())}, as_json)
+
+
+app.command()(convert)
 
 
 @app.command()
@@ -158,7 +161,7 @@ def inspect(
         run = Run(place if (place / "manifest.json").exists() else place / "run")
         missing = run.missing()
         facts: dict[str, Any] = {"run": str(run.path), "created": run.manifest.created, "complete": len(run.done()), "missing": len(missing), "bytes": run.bytes()}
-        _tell(facts | {key: value for key, value in run.manifest.config.items() if key != "ids"}, as_json)
+        tell(facts | {key: value for key, value in run.manifest.config.items() if key != "ids"}, as_json)
         if missing:
             raise typer.Exit(PARTIAL)
         return
@@ -168,7 +171,7 @@ def inspect(
     parameters = sum(p.numel() for p in reasoner.parameters())
     facts = {"name": about["name"], "weights": reasoner.origin().weights, "parameters": parameters, **json.loads(about["config"])}
     facts |= {key: about[key] for key in ("command", "segments", "data") if key in about}
-    _tell(facts | ({"training": json.loads(about["training"])} if "training" in about else {}), as_json)
+    tell(facts | ({"training": json.loads(about["training"])} if "training" in about else {}), as_json)
 
 
 @app.command()
@@ -178,7 +181,7 @@ def doctor(as_json: Json = False) -> None:
 
     checks = examine()
     if as_json:
-        _print_json({name: {"ok": good, "says": says} for name, good, says in checks})
+        print_json({name: {"ok": good, "says": says} for name, good, says in checks})
     else:
         for name, good, says in checks:
             typer.echo(f"{'ok  ' if good else 'FAIL'}  {name}: {says}")
@@ -200,9 +203,9 @@ def probe(
     path = Path(name) if name.endswith(".py") else Path("probes") / f"{name}.py"
     outcome = run_probe(path)
     if log:
-        add_to_log(path, outcome, command=_command())
+        add_to_log(path, outcome, command=command_line())
     if as_json:
-        _print_json({"question": outcome.question, "answer": outcome.answer, "findings": [vars(one) for one in outcome.findings]})
+        print_json({"question": outcome.question, "answer": outcome.answer, "findings": [vars(one) for one in outcome.findings]})
     else:
         typer.echo(outcome.text())
 
@@ -235,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
 def _record(
     folder: Path, model: str, task: str, data: str, split: str, rows: int, starts: int, ticks: int, tol: float, level: float, seed: int, baseline: str, *, analysed: bool
 ) -> "Run":
-    _must_be_folder(folder)
+    must_be_folder(folder)
     from attractorlab import models
     from attractorlab.report.analysis import ANALYSIS, BASELINE, MAIN, OWN
     from attractorlab.sweep import Series, record
@@ -262,7 +265,7 @@ def _record(
             )
         asked[BASELINE] = series(other, second, starts, reasoner.config.start_scale)
         asked[OWN] = series(other, second, 1, None)
-    settings = {"data": data, "split": split, "tol": tol, "level": level, "command": _command()}
+    settings = {"data": data, "split": split, "tol": tol, "level": level, "command": command_line()}
     stored = _stored_command(folder)
     if stored:
         settings["command"] = stored
@@ -318,12 +321,6 @@ def _baseline(asked: str, reasoner: "AbstractRecursion") -> str:
     return twin if twin in models.names() and reasoner.name != twin else ""
 
 
-def _must_be_folder(path: Path) -> None:
-    for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
-            raise ValueError(f"--out leads through {place}, which is a file. Output goes into a folder. Choose another --out.")
-
-
 def _use(threads: int) -> None:
     import torch
 
@@ -340,29 +337,9 @@ def _check_device(name: str) -> None:
         raise ValueError(f"`train` got --device {name!r}, which this torch cannot use ({str(error).splitlines()[0][:80]}). A device is cpu, or cuda on a CUDA build. Use --device cpu.") from None
 
 
-def _command() -> str:
-    import shlex
-
-    return shlex.join(["attractorlab", *sys.argv[1:]])
-
-
 def _fail(message: str, code: int) -> int:
     typer.echo(f"attractorlab: {message}", err=True)
     return code
-
-
-def _tell(facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(facts)
-        return
-    for key, value in facts.items():
-        typer.echo(f"{key}: {json.dumps(value) if isinstance(value, (dict, list)) else value}")
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    from attractorlab.report.markdown import finite
-
-    typer.echo(json.dumps(finite(value), allow_nan=False))
 
 
 @contextmanager

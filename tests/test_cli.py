@@ -163,6 +163,6 @@ def test_train_writes_resumes_and_refuses_a_second_training(capsys, tmp_path):
 
 
 def test_every_command_has_help(capsys):
-    for command in ("report", "record", "train", "inspect", "doctor", "probe"):
+    for command in ("report", "record", "train", "convert", "inspect", "doctor", "probe"):
         assert main([command, "--help"]) == 0
         assert "--json" in capsys.readouterr().out

@@ -143,6 +143,7 @@ def convert(path: str | os.PathLike[str], out: str | os.PathLike[str], *, given:
     if not _is_archive(source):
         raise CheckpointError(f"{source} is no file of torch.save. `convert` reads what the published trainers write. Use `attractorlab inspect` to see what the file is.")
     reasoner, official = _official(source, given)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     save(reasoner, out, about={**official.about, **about})
     return reasoner.eval().requires_grad_(False)
 

@@ -11,11 +11,14 @@ PREFIX = "_orig_mod.model.inner."
 
 
 def numbers(name, shape, scale):
-    """Numbers that depend on the name, the shape and nothing else, the same on every machine up to the last digit of a sine."""
+    """Numbers of standard deviation `scale` that depend on the name and the shape alone: whole-number arithmetic, the same bits on every machine."""
     seed = sum(ord(letter) * (k + 1) for k, letter in enumerate(name))
-    count = int(np.prod(shape))
-    wave = np.sin(0.7 + 12.9898 * np.arange(1, count + 1) + 78.233 * (seed % 1009)) * 43758.5453
-    return torch.from_numpy((2 * (wave - np.floor(wave)) - 1).reshape(shape) * scale * 3**0.5).to(torch.float32)
+    with np.errstate(over="ignore"):
+        mixed = (np.arange(np.prod(shape), dtype=np.uint64) + np.uint64(seed) * np.uint64(1_000_003)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    even = (mixed >> np.uint64(40)).astype(np.float64) / 2**23 - 1
+    return torch.from_numpy(even.reshape(shape) * (scale * np.sqrt(3.0))).to(torch.float32)
 
 
 def inner(n):
@@ -28,7 +31,7 @@ def state_dict(kind, *, width, sites, prefix=0, vocabulary=7, mixer="attention",
     made = {}
 
     def matrix(name, rows, columns):
-        made[name] = numbers(name, (rows, columns), columns**-0.5)
+        made[name] = numbers(name, (rows, columns), 1 / np.sqrt(columns))
 
     if kind != "eqr":
         made |= {name: numbers(name, (width,), 1.0).to(half or torch.float32) for name in ("H_init", "L_init")}

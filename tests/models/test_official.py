@@ -192,7 +192,7 @@ def test_what_cannot_be_inferred_is_asked_for_by_name_all_at_once(tmp_path):
     weights = made.state_dict("trm", width=16, sites=6, prefix=2)
     path = made.write_raw(tmp_path / "step_1", weights)
     asked = r"kind, prefix, sites, task, positions, heads, H_cycles, L_cycles"
-    with pytest.raises(ValueError, match=rf"`load` cannot tell [a-zA-Z_, ]+ of .*step_1\. There is no all_config\.yaml beside it or one folder above") as caught:
+    with pytest.raises(ValueError, match=r"`load` cannot tell [a-zA-Z_, ]+ of .*step_1\. There is no all_config\.yaml beside it or one folder above") as caught:
         models.load(path)
     assert set(str(caught.value).partition("cannot tell ")[2].partition(" of ")[0].split(", ")) == set(asked.split(", "))
     assert "Pass kind=..., " in str(caught.value) and not isinstance(caught.value, CheckpointError)
