@@ -166,11 +166,13 @@ def inspect(
             raise typer.Exit(PARTIAL)
         return
     from attractorlab import models
+    from attractorlab.models.base import weights_hash
 
-    reasoner, about = models.load(path), models.describe(models.find(path))
-    parameters = sum(p.numel() for p in reasoner.parameters())
-    facts = {"name": about["name"], "weights": reasoner.origin().weights, "parameters": parameters, **json.loads(about["config"])}
-    facts |= {key: about[key] for key in ("command", "segments", "data") if key in about}
+    about = models.describe(models.find(path))
+    model = models.load_feedforward(models.find(path)) if about["model"] == "feedforward" else models.load(path)
+    parameters = sum(p.numel() for p in model.parameters())
+    facts = {"name": about["name"], "kind": about["model"], "weights": weights_hash(model), "parameters": parameters, **json.loads(about["config"])}
+    facts |= {key: about[key] for key in ("command", "segments", "data", "source", "weights_from") if key in about}
     tell(facts | ({"training": json.loads(about["training"])} if "training" in about else {}), as_json)
 
 

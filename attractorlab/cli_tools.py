@@ -39,7 +39,19 @@ def convert(
     source = models.find(path)
     if out.exists() and out.samefile(source):
         raise ValueError(f"`convert` got {out} to read and to write. The official file stays as it is. Choose another --out.")
-    given = models.Given(kind, task, sites, prefix, heads, positions, H_cycles, L_cycles, damping, start_scale, identifier)
+    given = models.Given(
+        kind=kind,
+        task=task,
+        sites=sites,
+        prefix=prefix,
+        heads=heads,
+        positions=positions,
+        H_cycles=H_cycles,
+        L_cycles=L_cycles,
+        damping=damping,
+        start_scale=start_scale,
+        identifier=identifier,
+    )
     reasoner = models.convert(source, out, given=given, about={"command": command_line()})
     parameters = sum(p.numel() for p in reasoner.parameters())
     about = models.describe(out)

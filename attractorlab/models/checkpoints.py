@@ -104,7 +104,19 @@ def load(
         'recursion'
     """
     path = find(model)
-    given = Given(kind, task, sites, prefix, heads, positions, H_cycles, L_cycles, damping, start_scale, identifier)
+    given = Given(
+        kind=kind,
+        task=task,
+        sites=sites,
+        prefix=prefix,
+        heads=heads,
+        positions=positions,
+        H_cycles=H_cycles,
+        L_cycles=L_cycles,
+        damping=damping,
+        start_scale=start_scale,
+        identifier=identifier,
+    )
     reasoner = _official(path, given)[0] if _is_archive(path) else _ours(path, given)
     return reasoner.eval().requires_grad_(False)
 

@@ -9,7 +9,8 @@
 all_config.yaml lies beside the file or one folder above it. Key prefixes `_orig_mod.`, `module.`, `model.` and `inner.` are dropped in any combination.
 Shapes tell the vocabulary, width, number of blocks, mixer, inner widths and, with an MLP mixer, the number of tokens; a training file of EqR also tells its
 board by the batch in its `carry`. `puzzle_emb.weights` become the prefix: its numbers fill the first prefix tokens, zeros the others. What neither says is asked for by name.
-EqR files hold no `H_init` and `L_init`, which only fixed starts use: zeros stand in. bfloat16 tensors are cast up to float32.
+EqR files hold no `H_init` and `L_init`, which only fixed starts use: zeros stand in. bfloat16 tensors are cast up to float32,
+and so is the computation: published runs that set `forward_dtype: bfloat16` round every update, ours do not.
 """
 
 import difflib

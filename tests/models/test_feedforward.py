@@ -1,8 +1,11 @@
 """The feed-forward twin: a segment of its EqR when tied, weights of its own when not, and no map at all."""
 
+import json
+
 import pytest
 import torch
 
+from attractorlab.cli import main
 from attractorlab.maps import LatentMap, strobe
 from attractorlab.models import (
     AbstractReasoner,
@@ -73,6 +76,13 @@ def test_it_is_saved_and_read_as_it_is_and_the_two_readers_tell_each_other_apart
         load(tmp_path / "ff.safetensors")
     with pytest.raises(CheckpointError, match=r"holds a reasoner, 'eqr'\..*Use `attractorlab\.models\.load`"):
         load_feedforward(tmp_path / "eqr.safetensors")
+
+
+def test_it_can_be_inspected(eqr, tmp_path, capsys):
+    save(untied(eqr), tmp_path / "ff.safetensors", about={})
+    assert main(["inspect", str(tmp_path / "ff.safetensors"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "feedforward" and facts["L_cycles"] == 3 and len(facts["weights"]) == 16
 
 
 def test_instances_of_another_size_are_refused(eqr):

@@ -9,7 +9,7 @@ import torch
 
 from attractorlab import models
 from attractorlab.maps import strobe
-from attractorlab.models import CheckpointError, official
+from attractorlab.models import CheckpointError, official, unpickling
 from attractorlab.types import Instance
 from tests.models import made
 from tests.models.independent import Independent, rotary
@@ -146,6 +146,24 @@ def test_the_average_is_preferred_to_the_weights_and_buffers_come_from_beside_it
     assert not model.prefix[1:].any() and not model.H_init.any() and model.config.damping == 0.05
     raw = models.load(made.write_training(tmp_path / "raw.pth", weights, settings, sites=6, classes=classes, shadow=False), task="toy")
     assert raw.lm_head.weight.equal(weights["lm_head.weight"] + 0.5)
+
+
+def test_a_recursive_model_that_the_trainer_of_eqr_wrote_is_a_trm_with_averaged_weights(tmp_path):
+    weights = made.state_dict("trm", width=16, sites=6, half=torch.bfloat16)
+    path = made.write_training(tmp_path / "x.pth", weights, made.arch("trm", name="trm@TRMModel", num_heads=2, H_cycles=2, L_cycles=2), sites=6)
+    model = models.load(path, task="toy")
+    assert isinstance(model, models.TRM) and model.config.sites == 6 and model.config.prefix == 0
+    assert model.lm_head.weight.equal(weights["lm_head.weight"]) and model.L_init.equal(weights["L_init"].float())
+
+
+def test_torch_reads_what_it_can_and_the_other_reader_only_the_rest(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(unpickling, "read_as_data", lambda path: read.append(path.name) or (_ for _ in ()).throw(CheckpointError("stop")))
+    weights, settings = made.state_dict("eqr", width=16, sites=6), made.arch("eqr", num_heads=2, H_cycles=1, L_cycles=1, lambda_=0.9)
+    models.load(made.write_training(tmp_path / "plain.pth", weights, settings, sites=6, classes=False), task="toy")
+    with pytest.raises(CheckpointError, match="stop"):
+        models.load(made.write_training(tmp_path / "classes.pth", weights, settings, sites=6), task="toy")
+    assert read == ["classes.pth"]
 
 
 def test_a_training_file_names_classes_and_arrays_that_torch_refuses_to_read(tmp_path):

@@ -7,7 +7,19 @@ import torch
 from torch.nn import functional
 
 from attractorlab.maps import strobe
-from attractorlab.models import HRM, TRM, AbstractReasoner, EqR, EqRConfig, HRMConfig, TRMConfig, load, save
+from attractorlab.models import (
+    HRM,
+    TRM,
+    AbstractReasoner,
+    AbstractRecursion,
+    AbstractShape,
+    EqR,
+    EqRConfig,
+    HRMConfig,
+    TRMConfig,
+    load,
+    save,
+)
 from attractorlab.models.layers import rms_norm
 from attractorlab.testing import check_map
 from attractorlab.types import Instance
@@ -133,6 +145,40 @@ def test_every_model_is_saved_and_read_as_it_is(model, tmp_path):
     again = load(tmp_path / "m.safetensors")
     assert type(again) is type(model) and again.config == model.config
     assert all(again.state_dict()[name].equal(tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_class_of_your_own_is_not_saved_as_one_of_ours(tmp_path, generator, unchecked):
+    with pytest.raises(ValueError, match=r"`save` got a Mine\. Files hold eqr, trm, hrm, feedforward\. Save its state_dict\(\) yourself"):
+        save(Mine(generator), tmp_path / "x.safetensors", about={})
+    assert not any(tmp_path.iterdir())
+
+
+class MyConfig(AbstractShape):
+    pass
+
+
+class Mine(AbstractRecursion):
+    def __init__(self, generator):
+        super().__init__(MyConfig("toy", 5, 4))
+
+    def start(self, drive, *, generator):
+        return self.fixed_start(drive)
+
+    def readout(self, z):
+        return {"logits": self.answer(z)}
+
+    def update_L(self, h, injection):
+        return torch.tanh(h + injection)
+
+    def update_H(self, h, injection):
+        return torch.tanh(h + injection)
+
+
+def test_two_updates_and_a_readout_make_a_model(generator):
+    model = Mine(generator)
+    model.draw(generator)
+    f = model.requires_grad_(False).bind(instances())
+    check_map(f, model.random_start(f.drive, scale=1.0, generator=generator), generator=generator)
 
 
 def test_instances_of_another_task_are_refused(model):
