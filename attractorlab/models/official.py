@@ -100,9 +100,9 @@ def read_official(path: Path, given: Given) -> Official:
     whole = _configuration(path, top)
     facts = _Facts(path, given, dict(mapping_of(whole.get("arch")) or {}), bool(whole))
     config = _config(facts, tensors, top, archive)
-    prefix = tensors.pop("puzzle_emb.weights", None)
-    if prefix is not None:
-        tensors["prefix"] = _prefix(facts, prefix, config)
+    if "puzzle_emb.weights" in tensors:
+        _two(path, tensors, "puzzle_emb.weights")
+        tensors["prefix"] = _prefix(facts, tensors.pop("puzzle_emb.weights"), config)
     kind = facts.kind
     if kind == "eqr":
         tensors = {name: torch.zeros(config.width) for name in ("H_init", "L_init")} | tensors
@@ -195,10 +195,9 @@ def _weights(archive: Archive, top: Mapping[str, Any]) -> tuple[dict[str, Tensor
             f"{archive.path} holds {len(tensors)} tensors of another kind of model: {_listed(sorted(tensors) or sorted(top))}. "
             "A file of EqR, TRM or HRM has embed_tokens.embedding_weight and L_level.layers.0. Give such a file."
         )
-    average = mapping_of(top.get("ema")) if container is not None else None
-    if not average:
+    if container is None or top.get("ema") is None:
         return tensors, False
-    shadow = _named(archive, mapping_of(average.get("shadow")) or {})
+    shadow = _named(archive, mapping_of((mapping_of(top["ema"]) or {}).get("shadow")) or {})
     parameters = tensors.keys() - set(BUFFERS)
     if shadow.keys() - tensors.keys() or parameters - shadow.keys():
         raise CheckpointError(
@@ -315,7 +314,7 @@ def _lengths(facts: _Facts, tensors: Mapping[str, Tensor], *, width: int, vocabu
     if table is None:
         told = 0
     elif told == 0 or (told is None and facts.kind == "hrm"):
-        told = -(-table.shape[-1] // width)
+        told = -(-_two(facts.path, tensors, "puzzle_emb.weights")[1] // width)
     prefix = facts.agree("prefix", given.prefix, told) if {given.prefix, told} != {None} else None
     sites = facts.agree("sites", given.sites, board) if {given.sites, board} != {None} else None
     if sites is None and tokens is not None and prefix is not None:
@@ -344,7 +343,7 @@ def _carried(archive: Archive, top: Mapping[str, Any]) -> tuple[int | None, int 
 
 
 def _positions(facts: _Facts) -> Any:
-    told = facts.arch.get("pos_encodings")
+    told = facts.told("pos_encodings", str)
     if told is not None and told not in POSITIONS:
         raise CheckpointError(f"The configuration of {facts.path} says pos_encodings: {told!r}. {', '.join(POSITIONS)} are read. Such a model is not read.")
     return facts.agree("positions", facts.given.positions, None if told is None else POSITIONS[told])
@@ -356,12 +355,12 @@ def _expansion(facts: _Facts, tensors: Mapping[str, Tensor], *, width: int, toke
     if tokens is not None:
         inner.append((tokens, _two(facts.path, tensors, "L_level.layers.0.mlp_t.gate_up_proj.weight")[0] // 2))
     tried = [facts.told("expansion", float) or 4.0, 4.0, *(1.5 * wide / max(1, n) for n, wide in inner)]
-    return next((one for one in tried if all(inner_width(n, one) == wide for n, wide in inner)), tried[0])
+    return next((one for one in tried if 0 < one < 64 and all(inner_width(n, one) == wide for n, wide in inner)), 4.0)
 
 
 def _prefix(facts: _Facts, table: Tensor, config: Configuration) -> Tensor:
     identifier = facts.given.identifier if facts.given.identifier is not None else 0 if len(table) == 1 else None
-    if table.ndim != 2 or table.shape[1] > config.prefix * config.width:
+    if table.shape[1] > config.prefix * config.width:
         raise CheckpointError(
             f"{facts.path} has shapes that contradict each other: puzzle_emb.weights {tuple(table.shape)} for {config.prefix} prefix tokens of {config.width}. "
             "An embedding fits into the prefix. Give the file as the trainer wrote it, or correct prefix=."

@@ -152,8 +152,10 @@ def read_as_data(path: Path) -> Archive:
             f"{path} was written on a big-endian machine. Only little-endian files are read. Save it again with torch on a little-endian machine."
         )
     try:
-        _check_opcodes(records["data.pkl"])
-        holds = _Reader(io.BytesIO(records["data.pkl"])).load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of odd escapes in texts
+            _check_opcodes(records["data.pkl"])
+            holds = _Reader(io.BytesIO(records["data.pkl"])).load()
     except MALFORMED as error:
         raise CheckpointError(
             f"{path} holds a pickle that cannot be read as data ({_said(error)}). A checkpoint is made of containers, numbers, text and tensors. "

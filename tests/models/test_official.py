@@ -283,6 +283,8 @@ def test_shapes_that_contradict_each_other_are_named(trm):
         trm(lambda weights: weights.update({"L_level.layers.1.mlp_t.down_proj.weight": torch.zeros(9, 256)}))
     with pytest.raises(CheckpointError, match=r"contradict each other: puzzle_emb\.weights \(1, 33\) for 2 prefix tokens of 16"):
         trm(lambda weights: weights.update({"puzzle_emb.weights": torch.zeros(1, 33)}))
+    with pytest.raises(CheckpointError, match=r"has the shape \(\) as puzzle_emb\.weights\. It is a matrix"):
+        trm(lambda weights: weights.update({"puzzle_emb.weights": torch.zeros(())}))
     with pytest.raises(CheckpointError, match=r"has the shape \(5,\) as embed_tokens\.embedding_weight\. It is a matrix"):
         trm(lambda weights: weights.update({"embed_tokens.embedding_weight": torch.zeros(5)}))
     with pytest.raises(CheckpointError, match=r"mixes tokens by both mlp_t and self_attn"):
@@ -297,6 +299,7 @@ def test_a_configuration_of_another_training_is_refused(trm, tmp_path):
         ({"rms_norm_eps": 1e-6}, r"rms_norm_eps: 1e-06\. The published layers use 1e-5"),
         ({"name": "recursive_reasoning.trm_singlez@TinyRecursiveReasoningModel_ACTV1"}, r"names the model '.*singlez.*'\. eqr, hrm, hrm_act_v1, trm are read"),
         ({"name": made.NAMES["hrm"]}, r"has one stack and is said to be 'hrm'\. Only HRM has H_level beside L_level"),
+        ({"pos_encodings": "rope", "expansion": "four"}, r"says expansion: 'four'\. It is of type float"),
         ({"H_cycles": "two"}, r"says H_cycles: 'two'\. It is of type int"),
         ({"puzzle_emb_len": 9}, r"is of a shape that cannot be built: `TRMConfig` got sites=-1"),
     ):
@@ -344,6 +347,9 @@ def test_an_average_of_other_weights_is_refused(tmp_path):
     del content["ema"]["shadow"]["_orig_mod.model.inner.lm_head.weight"]
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=r"averages other weights than it has: lm_head\.weight\. Every weight has its average"):
+        models.load(path)
+    torch.save(content | {"ema": {"mu": 0.999}}, path)
+    with pytest.raises(CheckpointError, match=r"averages other weights than it has: L_level\.layers\.0\.mlp\.down_proj\.weight, "):
         models.load(path)
 
 
