@@ -2,19 +2,16 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from attractorlab.cli_tools import Json, command_line, convert, must_be_folder, print_json, progress_bar, stages, tell
 from attractorlab.errors import BadData, SpaceError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from attractorlab.models.eqr import EqR
+    from attractorlab.models.recursion import AbstractRecursion
     from attractorlab.store import Run
     from attractorlab.types import Instance
 
@@ -30,9 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 for all cores.", min=0, max=1024)]
-Model = Annotated[str, typer.Argument(help="A bundled model, a .safetensors file, or a training folder.")]
+Model = Annotated[str, typer.Argument(help="A bundled model, a model file, or a training folder.")]
 TaskName = Annotated[str, typer.Option(help="Task of the puzzles; the model's own if left out.")]
 Data = Annotated[str, typer.Option(help="Puzzle file (.csv, .csv.gz) or array folder; the bundled puzzles if left out.")]
 Split = Annotated[str, typer.Option(help="Which part of the puzzles.")]
@@ -70,10 +66,10 @@ def report(
     run = _record(out / "run", model, task, data, split, rows, starts, ticks, tol, level, seed, baseline, analysed=True)
     import attractorlab as al
 
-    with _saying() as say:
+    with stages() as say:
         made = al.report(run, out, say=say)
     if as_json:
-        _print_json({"report": str(out / "index.html"), "findings": [vars(one) for one in made.findings]})
+        print_json({"report": str(out / "index.html"), "findings": [vars(one) for one in made.findings]})
     else:
         typer.echo((out / "report.md").read_text().split("## ", 2)[1].removeprefix("Verdict\n").strip())
         typer.echo(f"\nOpen {out / 'index.html'} in a browser.")
@@ -100,7 +96,7 @@ def record(
     _use(threads)
     run = _record(out, model, task, data, split, rows, starts, ticks, tol, level, seed, baseline, analysed=False)
     facts = {"run": str(out), "units": len(run.manifest.units), "done": len(run.done()), "bytes": run.bytes()}
-    _tell(facts, as_json)
+    tell(facts, as_json)
 
 
 @app.command()
@@ -120,7 +116,7 @@ def train(
     from attractorlab.training.loop import train as run_training
 
     _use(threads)
-    _must_be_folder(out)
+    must_be_folder(out)
     _check_device(device)
     pairs = [text.partition("=") for text in overrides or []]
     for key, equals, _ in pairs:
@@ -137,14 +133,17 @@ def train(
     trainer = Trainer.resume(state, device=device) if resume else Trainer(settings, device=device)
     if resume and trainer.config != settings:
         raise ValueError(f"`train` was asked to resume {out} with other settings than it was begun with. A training keeps its settings. Repeat the first command and add --resume.")
-    with _bar(f"training {config}", trainer.config.segments) as bar:
+    with progress_bar(f"training {config}", trainer.config.segments) as bar:
         bar(trainer.segment, "")
 
         def show(p: dict[str, float | int]) -> None:
             bar(int(p["segment"]), f"loss {p['loss']:.4f}, exact {100 * p['exact']:.1f} %, {p['seconds_left'] / 60:.1f} min left")
 
-        path = run_training(trainer, out, name=config, command=_command(), save_every=save_every, report=show)
-    _tell({"model": str(path), "segments": trainer.segment, "parameters": sum(p.numel() for p in trainer.model.parameters())}, as_json)
+        path = run_training(trainer, out, name=config, command=command_line(), save_every=save_every, report=show)
+    tell({"model": str(path), "segments": trainer.segment, "parameters": sum(p.numel() for p in trainer.model.parameters())}, as_json)
+
+
+app.command()(convert)
 
 
 @app.command()
@@ -160,17 +159,34 @@ def inspect(
         run = Run(place if (place / "manifest.json").exists() else place / "run")
         missing = run.missing()
         facts: dict[str, Any] = {"run": str(run.path), "created": run.manifest.created, "complete": len(run.done()), "missing": len(missing), "bytes": run.bytes()}
-        _tell(facts | {key: value for key, value in run.manifest.config.items() if key != "ids"}, as_json)
+        tell(facts | {key: value for key, value in run.manifest.config.items() if key != "ids"}, as_json)
         if missing:
             raise typer.Exit(PARTIAL)
         return
     from attractorlab import models
+    from attractorlab.models.base import weights_hash
 
-    reasoner, about = models.load(path), models.describe(models.find(path))
-    parameters = sum(p.numel() for p in reasoner.parameters())
-    facts = {"name": about["name"], "weights": reasoner.origin().weights, "parameters": parameters, **json.loads(about["config"])}
-    facts |= {key: about[key] for key in ("command", "segments", "data") if key in about}
-    _tell(facts | ({"training": json.loads(about["training"])} if "training" in about else {}), as_json)
+    about = models.describe(models.find(path))
+    model = models.load_feedforward(models.find(path)) if about["model"] == "feedforward" else models.load(path)
+    parameters = sum(p.numel() for p in model.parameters())
+    facts = {"name": about["name"], "kind": about["model"], "weights": weights_hash(model), "parameters": parameters, **json.loads(about["config"])}
+    facts |= {key: about[key] for key in ("command", "segments", "data", "source", "weights_from") if key in about}
+    tell(facts | ({"training": json.loads(about["training"])} if "training" in about else {}), as_json)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="A run folder, or the folder of a report.")],
+    as_json: Json = False,
+) -> None:
+    """Check every number of a run against the checksum that was stored with it, and say what is missing."""
+    from attractorlab.store import Run
+
+    run = Run(path / "run" if (path / "run" / "manifest.json").exists() else path)
+    damaged = {unit: said for unit in run.done() if (said := run.damage(unit))}
+    tell({"run": str(run.path), "whole": len(run.done()) - len(damaged), "damaged": damaged, "missing": run.missing()}, as_json)
+    if damaged or run.missing():
+        raise typer.Exit(BAD_DATA if damaged else PARTIAL)
 
 
 @app.command()
@@ -180,7 +196,7 @@ def doctor(as_json: Json = False) -> None:
 
     checks = examine()
     if as_json:
-        _print_json({name: {"ok": good, "says": says} for name, good, says in checks})
+        print_json({name: {"ok": good, "says": says} for name, good, says in checks})
     else:
         for name, good, says in checks:
             typer.echo(f"{'ok  ' if good else 'FAIL'}  {name}: {says}")
@@ -201,9 +217,9 @@ def probe(
     _use(threads)
     outcome = run_probe(path := Path(name) if name.endswith(".py") else Path("probes") / f"{name}.py")
     if log:
-        add_to_log(path, outcome, command=_command())
+        add_to_log(path, outcome, command=command_line())
     if as_json:
-        _print_json({"question": outcome.question, "answer": outcome.answer, "findings": [vars(one) for one in outcome.findings]})
+        print_json({"question": outcome.question, "answer": outcome.answer, "findings": [vars(one) for one in outcome.findings]})
     else:
         typer.echo(outcome.text())
 
@@ -236,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
 def _record(
     folder: Path, model: str, task: str, data: str, split: str, rows: int, starts: int, ticks: int, tol: float, level: float, seed: int, baseline: str, *, analysed: bool
 ) -> "Run":
-    _must_be_folder(folder)
+    must_be_folder(folder)
     from attractorlab import models
     from attractorlab.report.analysis import ANALYSIS, BASELINE, MAIN, OWN
     from attractorlab.sweep import Series, record
@@ -244,7 +260,7 @@ def _record(
     reasoner = models.load(model)
     instance = _instances(reasoner, task, data, split, rows)
 
-    def series(name: str, one: "EqR", count: int, scale: float | None) -> tuple["EqR", Series]:
+    def series(name: str, one: "AbstractRecursion", count: int, scale: float | None) -> tuple["AbstractRecursion", Series]:
         # A run is read later, perhaps from another folder.
         place = name if name in (*models.names(), *models.ALIASES) else str(Path(name).absolute())
         return one, Series(model=place, weights=one.origin().weights, starts=count, scale=scale, every=one.config.H_cycles)
@@ -262,11 +278,11 @@ def _record(
             )
         asked[BASELINE] = series(other, second, starts, reasoner.config.start_scale)
         asked[OWN] = series(other, second, 1, None)
-    settings = {"data": data, "split": split, "tol": tol, "level": level, "command": _stored_command(folder) or _command()}
+    settings = {"data": data, "split": split, "tol": tol, "level": level, "command": _stored_command(folder) or command_line()}
     from attractorlab.dynamics.orbits import check_tol
 
     check_tol(tol, reasoner.dtype, "report")
-    with _bar("recording", 1) as bar:
+    with progress_bar("recording", 1) as bar:
         return record(
             folder,
             instance,
@@ -288,7 +304,7 @@ def _stored_command(folder: Path) -> str:
     return str(Run(folder).manifest.config["command"])
 
 
-def _instances(reasoner: "EqR", task: str, data: str, split: str, rows: int) -> "Instance":
+def _instances(reasoner: "AbstractRecursion", task: str, data: str, split: str, rows: int) -> "Instance":
     import torch
 
     from attractorlab import tasks
@@ -305,19 +321,13 @@ def _instances(reasoner: "EqR", task: str, data: str, split: str, rows: int) -> 
     return found[torch.arange(rows) * len(found) // rows]
 
 
-def _baseline(asked: str, reasoner: "EqR") -> str:
+def _baseline(asked: str, reasoner: "AbstractRecursion") -> str:
     from attractorlab import models
 
     if asked != "auto":
         return "" if asked == "none" else asked
     twin = reasoner.config.task and f"trm-{reasoner.config.task}"
     return twin if twin in models.names() and reasoner.name != twin else ""
-
-
-def _must_be_folder(path: Path) -> None:
-    for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
-            raise ValueError(f"--out leads through {place}, which is a file. Output goes into a folder. Choose another --out.")
 
 
 def _use(threads: int) -> None:
@@ -336,64 +346,9 @@ def _check_device(name: str) -> None:
         raise ValueError(f"`train` got --device {name!r}, which this torch cannot use ({str(error).splitlines()[0][:80]}). A device is cpu, or cuda on a CUDA build. Use --device cpu.") from None
 
 
-def _command() -> str:
-    import shlex
-
-    return shlex.join(["attractorlab", *sys.argv[1:]])
-
-
 def _fail(message: str, code: int) -> int:
     typer.echo(f"attractorlab: {message}", err=True)
     return code
-
-
-def _tell(facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(facts)
-        return
-    for key, value in facts.items():
-        typer.echo(f"{key}: {json.dumps(value) if isinstance(value, (dict, list)) else value}")
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    from attractorlab.report.markdown import finite
-
-    typer.echo(json.dumps(finite(value), allow_nan=False))
-
-
-@contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[float | int, str], None]]:
-    """A progress line on standard error."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[says]}"), TimeElapsedColumn())
-    with Progress(*columns, console=_console()) as progress:
-        task = progress.add_task(title, total=total, says="")
-
-        def show(done: float | int, says: str) -> None:
-            progress.update(task, completed=done, says=says)
-
-        yield show
-
-
-@contextmanager
-def _saying() -> Iterator[Callable[[str], None]]:
-    """A line on standard error for each stage of the analysis."""
-    console = _console()
-    with console.status("analysing") as status:
-
-        def say(stage: str) -> None:
-            status.update(stage)
-            console.print(stage, highlight=False)
-
-        yield say
-
-
-def _console() -> "Console":
-    """Standard error; it moves on a terminal alone, and not in a notebook, whose stream calls itself one."""
-    from rich.console import Console
-
-    return Console(stderr=True, force_jupyter=False, force_terminal=sys.stderr is sys.__stderr__ and sys.__stderr__.isatty())
 
 
 if __name__ == "__main__":

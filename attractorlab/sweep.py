@@ -11,7 +11,7 @@ import torch
 from attractorlab.dynamics.orbits import FLOOR
 from attractorlab.dynamics.recorder import bytes_of, only_last, trace
 from attractorlab.maps import LatentMap, repeat_rows, strobe
-from attractorlab.models.eqr import EqR
+from attractorlab.models.recursion import AbstractRecursion
 from attractorlab.store import Run, room_for
 from attractorlab.types import Drive, Instance, State
 
@@ -43,7 +43,7 @@ class Series:
 def record(
     folder: Path,
     instance: Instance,
-    series: Mapping[str, tuple[EqR, Series]],
+    series: Mapping[str, tuple[AbstractRecursion, Series]],
     *,
     ticks: int,
     seed: int,
@@ -97,7 +97,7 @@ def record(
     return run
 
 
-def rest_of(reasoner: EqR) -> float:
+def rest_of(reasoner: AbstractRecursion) -> float:
     """The residual below which a row of this model is followed no further."""
     return REST * FLOOR[reasoner.dtype]
 
@@ -107,7 +107,7 @@ def unit_name(series: str, block: int) -> str:
     return f"{series}-{block:03d}"
 
 
-def unit_of(reasoner: EqR, instance: Instance, one: Series, *, block: int, seed: int) -> tuple[LatentMap, State]:
+def unit_of(reasoner: AbstractRecursion, instance: Instance, one: Series, *, block: int, seed: int) -> tuple[LatentMap, State]:
     """The map and the starts of a unit; `instance` coordinates count through the whole run."""
     rows = torch.arange(block * UNIT, min((block + 1) * UNIT, len(instance)))
     whole = strobe(reasoner.bind(instance), one.every)
@@ -115,7 +115,7 @@ def unit_of(reasoner: EqR, instance: Instance, one: Series, *, block: int, seed:
     return f, start(reasoner, f.drive, one, seed=seed, block=block)
 
 
-def start(reasoner: EqR, drive: Drive, one: Series, *, seed: int, block: int) -> State:
+def start(reasoner: AbstractRecursion, drive: Drive, one: Series, *, seed: int, block: int) -> State:
     """The starts of a unit, from its own generator."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + block) % 2**63)
     if one.scale is None:
@@ -123,7 +123,7 @@ def start(reasoner: EqR, drive: Drive, one: Series, *, seed: int, block: int) ->
     return reasoner.random_start(drive, scale=one.scale, generator=generator)
 
 
-def whole(reasoner: EqR, instance: Instance, one: Series, *, seed: int) -> tuple[LatentMap, State]:
+def whole(reasoner: AbstractRecursion, instance: Instance, one: Series, *, seed: int) -> tuple[LatentMap, State]:
     """The map and the starts of all units of a series, in their order."""
     blocks = range((len(instance) + UNIT - 1) // UNIT)
     f = strobe(reasoner.bind(instance), one.every).take(repeat_rows(len(instance), one.starts))
@@ -131,7 +131,7 @@ def whole(reasoner: EqR, instance: Instance, one: Series, *, seed: int) -> tuple
     return f, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def price(instance: Instance, series: Mapping[str, tuple[EqR, Series]], *, ticks: int) -> int:
+def price(instance: Instance, series: Mapping[str, tuple[AbstractRecursion, Series]], *, ticks: int) -> int:
     """The bytes that a run will hold, before compression."""
     total = OVERHEAD
     for reasoner, one in series.values():

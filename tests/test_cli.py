@@ -152,6 +152,21 @@ def test_inspect_speaks_json_of_models_and_runs(capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["missing"] == 0
 
 
+def test_verify_finds_what_is_damaged_and_what_is_missing(capsys, tmp_path):
+    out = tmp_path / "run"
+    assert main(["record", "eqr-sudoku-4", *SMALL, "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": str(out), "whole": 2, "damaged": {}, "missing": []}
+    [chunk, *_] = [p for p in (out / "segments" / "main-000.zarr").rglob("*") if p.is_file() and p.parts[-2] == "c"]
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    assert main(["verify", str(out), "--json"]) == 4
+    assert list(json.loads(capsys.readouterr().out)["damaged"]) == ["main-000"]
+    shutil.rmtree(out / "segments" / "main-000.zarr")
+    assert main(["verify", str(out), "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["missing"] == ["main-000"]
+
+
 def test_train_writes_resumes_and_refuses_a_second_training(capsys, tmp_path):
     tiny = ["train", "eqr-sudoku-4", "--set", "width=16", "--set", "batch=8", "--set", "puzzles=50", "--set", "segments=4", "--save-every", "2"]
     out = str(tmp_path / "made")
@@ -163,6 +178,6 @@ def test_train_writes_resumes_and_refuses_a_second_training(capsys, tmp_path):
 
 
 def test_every_command_has_help(capsys):
-    for command in ("report", "record", "train", "inspect", "doctor", "probe"):
+    for command in ("report", "record", "train", "convert", "inspect", "verify", "doctor", "probe"):
         assert main([command, "--help"]) == 0
         assert "--json" in capsys.readouterr().out

@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "report": "errors types trees maps statistics store tasks models dynamics sweep projection probing plots",
     "doctor": "errors types trees maps store tasks models dynamics projection",
     "probes": "errors types",
-    "cli": "errors types statistics store tasks models training dynamics sweep report doctor probes",
+    "cli_tools": "models report",
+    "cli": "errors types statistics store tasks models training dynamics sweep report doctor probes cli_tools",
 }
 FRONT_DOOR = "cli"  # may say `import attractorlab as al`, as a user does
 # Who may import these at all. Everybody may use the standard library, torch, numpy and jaxtyping, except where said below.
@@ -46,13 +47,14 @@ ONLY = {
     "dask": "store",
     "numba": "tasks projection",
     "plotly": "plots report",
-    "rich": "cli",
+    "rich": "cli_tools",
     "safetensors": "models training",
     "scipy": "statistics dynamics projection probing report",
     "sklearn": "statistics projection probing report",
-    "typer": "cli",
+    "typer": "cli cli_tools",
     "umap": "projection",
     "xarray": "store",
+    "yaml": "models",
     "zarr": "store",
 }
 COMMON = {"torch", "numpy", "jaxtyping"}

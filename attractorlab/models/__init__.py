@@ -1,7 +1,36 @@
 """Models: each makes a LatentMap from instances."""
 
 from attractorlab.models.base import AbstractReasoner
-from attractorlab.models.checkpoints import ALIASES, CheckpointError, describe, find, load, names, save
+from attractorlab.models.checkpoints import ALIASES, convert, describe, find, load, load_feedforward, names, save
 from attractorlab.models.eqr import EqR, EqRConfig
+from attractorlab.models.feedforward import FeedForward, FeedForwardConfig, untied
+from attractorlab.models.hrm import HRM, HRMConfig
+from attractorlab.models.official import Given
+from attractorlab.models.recursion import AbstractRecursion, AbstractShape
+from attractorlab.models.trm import TRM, TRMConfig
+from attractorlab.models.unpickling import CheckpointError
 
-__all__ = ["ALIASES", "AbstractReasoner", "CheckpointError", "EqR", "EqRConfig", "describe", "find", "load", "names", "save"]
+__all__ = [
+    "ALIASES",
+    "HRM",
+    "TRM",
+    "AbstractReasoner",
+    "AbstractRecursion",
+    "AbstractShape",
+    "CheckpointError",
+    "EqR",
+    "EqRConfig",
+    "FeedForward",
+    "FeedForwardConfig",
+    "Given",
+    "HRMConfig",
+    "TRMConfig",
+    "convert",
+    "describe",
+    "find",
+    "load",
+    "load_feedforward",
+    "names",
+    "save",
+    "untied",
+]

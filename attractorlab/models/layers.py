@@ -48,12 +48,17 @@ class Embedding(nn.Module):
         return self.embedding_weight[ids] * math.sqrt(self.embedding_weight.shape[1])
 
 
+def inner_width(n: int, expansion: float) -> int:
+    """2/3 of `expansion` times `n`, rounded up to a multiple of 256, as published."""
+    return -(-round(expansion * n * 2 / 3) // 256) * 256
+
+
 class SwiGLU(nn.Module):
-    """down(silu(gate) * up); the inner width is 2/3 of `expansion` times `n`, rounded up to a multiple of 256."""
+    """down(silu(gate) * up); see `inner_width`."""
 
     def __init__(self, n: int, expansion: float) -> None:
         super().__init__()
-        inner = -(-round(expansion * n * 2 / 3) // 256) * 256
+        inner = inner_width(n, expansion)
         self.gate_up_proj = Linear(n, 2 * inner)
         self.down_proj = Linear(inner, n)
 
@@ -63,7 +68,7 @@ class SwiGLU(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of all sites to all sites, with rotary positions."""
+    """Attention of all tokens to all tokens, with rotary positions."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -71,19 +76,19 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(width, 3 * width)
         self.o_proj = Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "row site width"], cos: Float[Tensor, "site head"], sin: Float[Tensor, "site head"]) -> Tensor:
+    def forward(self, x: Float[Tensor, "row token width"], cos: Float[Tensor, "token head"], sin: Float[Tensor, "token head"]) -> Tensor:
         query, key, value = self.qkv_proj(x).unflatten(-1, (3 * self.heads, -1)).transpose(1, 2).chunk(3, dim=1)
         mixed = functional.scaled_dot_product_attention(rotate(query, cos, sin), rotate(key, cos, sin), value)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
-def rotate(x: Float[Tensor, "row heads site head"], cos: Float[Tensor, "site head"], sin: Float[Tensor, "site head"]) -> Tensor:
+def rotate(x: Float[Tensor, "row heads token head"], cos: Float[Tensor, "token head"], sin: Float[Tensor, "token head"]) -> Tensor:
     """`x` turned by its position: entry i of a head is paired with entry i + half (Su et al. 2021, in halves)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def rotary_tables(sites: int, head: int, base: float) -> tuple[Float[Tensor, "site head"], Float[Tensor, "site head"]]:
+def rotary_tables(sites: int, head: int, base: float) -> tuple[Float[Tensor, "token head"], Float[Tensor, "token head"]]:
     """cos and sin of the rotary angles, made in float32 as published: another order of rounding moves them by 5e-6."""
     exponent = torch.arange(0, head, 2, dtype=torch.float32) / head
     angles = torch.outer(torch.arange(sites, dtype=torch.float32), 1.0 / base**exponent)
@@ -107,7 +112,7 @@ class Block(nn.Module):
             self.self_attn = Attention(width, heads)
         self.mlp = SwiGLU(width, expansion)
 
-    def forward(self, h: Float[Tensor, "row site width"], cos: Tensor, sin: Tensor) -> Float[Tensor, "row site width"]:
+    def forward(self, h: Float[Tensor, "row token width"], cos: Tensor, sin: Tensor) -> Float[Tensor, "row token width"]:
         if self.mixer == "mlp":
             turned = h.transpose(1, 2)
             h = rms_norm(turned + self.mlp_t(turned)).transpose(1, 2)
@@ -123,7 +128,7 @@ class Stack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(blocks)
 
-    def forward(self, h: Float[Tensor, "row site width"], injection: Tensor, cos: Tensor, sin: Tensor) -> Float[Tensor, "row site width"]:
+    def forward(self, h: Float[Tensor, "row token width"], injection: Tensor, cos: Tensor, sin: Tensor) -> Float[Tensor, "row token width"]:
         h = h + injection
         for block in self.layers:
             h = block(h, cos, sin)

@@ -16,7 +16,7 @@ from attractorlab.dynamics.recorder import every, trace
 from attractorlab.dynamics.scaling import by_halt, by_residual, by_vote, scaling_of
 from attractorlab.dynamics.spectrum import spectrum
 from attractorlab.maps import LatentMap
-from attractorlab.models.eqr import EqR
+from attractorlab.models.recursion import AbstractRecursion
 from attractorlab.projection import by_pca, by_umap, project
 from attractorlab.store import Run, RunError
 from attractorlab.sweep import PUZZLES, Series, whole
@@ -56,7 +56,7 @@ class Recorded:
     run: Run
     instance: Instance
     series: dict[str, Series]
-    reasoner: dict[str, EqR]
+    reasoner: dict[str, AbstractRecursion]
     traj: dict[str, Trajectory]
     conv: dict[str, Convergence]
     tol: float
@@ -85,7 +85,7 @@ class Analysis:
     own: ScalingGrid | None
 
 
-def recorded(run: Run, *, reasoners: dict[str, EqR] | None = None) -> Recorded:
+def recorded(run: Run, *, reasoners: dict[str, AbstractRecursion] | None = None) -> Recorded:
     """Read a run back, with its models.
 
     Raises:
@@ -100,7 +100,7 @@ def recorded(run: Run, *, reasoners: dict[str, EqR] | None = None) -> Recorded:
         )
     instance: Instance = run.read(PUZZLES)["instance"]
     series = {name: Series(**one) for name, one in config["series"].items()}
-    found: dict[str, EqR] = {}
+    found: dict[str, AbstractRecursion] = {}
     for name, one in series.items():
         given = (reasoners or {}).get(name)
         found[name] = models.load(one.model) if given is None else given

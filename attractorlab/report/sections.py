@@ -270,10 +270,11 @@ def _mean(grid: ScalingGrid) -> Finding:
 def _difference(data: Recorded, path: Finding) -> tuple[str | Strong | Mono, ...]:
     """How the two models of a comparison differ, what the difference is claimed to do, and whether it does so here."""
     ours, theirs = data.reasoner[MAIN].config, data.reasoner[BASELINE].config
-    words = [f"{key} {getattr(theirs, key)} instead of {getattr(ours, key)}" for key in vars(ours) if getattr(ours, key) != getattr(theirs, key)]
+    mine, other = {"kind": type(ours).__name__.removesuffix("Config"), **vars(ours)}, {"kind": type(theirs).__name__.removesuffix("Config"), **vars(theirs)}
+    words = [f"{key} {other[key]} instead of {value}" for key, value in mine.items() if key in other and other[key] != value]
     same = "the same random starts" if (ours.sites, ours.width) == (theirs.sites, theirs.width) else "random starts of the same law"
     told = f"Both ran on the same puzzles from {same}; the baseline also from its own. In shape it has {', '.join(words) or 'no difference'}. "
-    if theirs.start != "fixed" or ours.start != "random":
+    if other.get("start") != "fixed" or mine.get("start") != "random":
         return (told,)
     outcome = (
         "It does: the path dependence is lower." if path.high < 0 else "It does not: the path dependence is higher." if path.low > 0 else "These puzzles and starts do not decide it: the interval holds 0."

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from attractorlab import tasks
-from attractorlab.models.checkpoints import CheckpointError, read_metadata, save, write_tensors
+from attractorlab.models.checkpoints import read_metadata, save, write_tensors
 from attractorlab.models.eqr import EqR
+from attractorlab.models.unpickling import CheckpointError
 from attractorlab.tasks.generate import generate
 from attractorlab.training.config import TrainConfig, config_from_json, config_to_json
 from attractorlab.training.losses import halt_loss, softmax_cross_entropy, stablemax_cross_entropy

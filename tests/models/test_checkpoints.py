@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from attractorlab import tasks
-from attractorlab.models import CheckpointError, EqR, EqRConfig, checkpoints, describe, load, names, save
+from attractorlab.models import CheckpointError, EqR, EqRConfig, checkpoints, describe, load, load_feedforward, names, save
 from attractorlab.models.base import weights_hash
 
 CONFIG = EqRConfig("sudoku-4", 16, 6, width=8, blocks=1, H_cycles=1, L_cycles=1)
@@ -104,15 +104,16 @@ def test_other_formats_are_refused_and_not_executed(tmp_path):
             return (os.mkdir, (str(tmp_path / "executed"),))
 
     contents = {
-        "text.safetensors": b"hello, this is no model at all",
-        "pickle.pt": pickle.dumps(Trap()),
-        "huge.safetensors": struct.pack("<Q", 2**62) + b"{}",
-        "zip.pth": b"PK\x03\x04" + bytes(64),
+        "text.safetensors": (b"hello, this is no model at all", "cannot be read as a safetensors file"),
+        "huge.safetensors": (struct.pack("<Q", 2**62) + b"{}", "cannot be read as a safetensors file"),
+        "pickle.pt": (pickle.dumps(Trap()), "is a bare pickle"),
+        "zip.pth": (b"PK\x03\x04" + bytes(64), r"begins like a file of torch\.save and cannot be read to its end \(File is not a zip file\)"),
     }
-    for name, content in contents.items():
+    for name, (content, said) in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(CheckpointError, match=rf"{name} cannot be read as a safetensors file"):
-            load(tmp_path / name)
+        for read in (load, describe, load_feedforward):
+            with pytest.raises(CheckpointError, match=rf"{name} {said}"):
+                read(tmp_path / name)
     assert not (tmp_path / "executed").exists()
 
 
@@ -137,6 +138,12 @@ def test_other_shapes_names_and_dtypes_are_refused_by_name(path):
         rewrite(path, given)
         with pytest.raises(CheckpointError, match=rf"other tensors than its configuration asks for: {wrong}\. Names, shapes and dtypes must match"):
             load(path)
+
+
+def test_a_file_of_before_prefixes_means_none(path):
+    config = json.loads(describe(path)["config"])
+    rewrite(path, config=json.dumps({name: value for name, value in config.items() if name not in ("prefix", "positions")}))
+    assert load(path).config == CONFIG
 
 
 @pytest.mark.parametrize("config", [None, "", "[1]", "3", "{"])
@@ -180,5 +187,5 @@ def test_models_are_found_by_file_folder_and_name(path, tmp_path, monkeypatch):
     for unknown in ("modell", "model.safetensors", tmp_path / "no.safetensors", ""):
         if unknown == "" and (checkpoints.Path("") / "model.safetensors").is_file():
             continue
-        with pytest.raises(ValueError, match=r"`load` found no model .*bundled name or the path.*Use one of model, or check the path"):
+        with pytest.raises(ValueError, match=r"`load` found no model .*bundled name, the path.*Use one of model, or check the path"):
             load(unknown)

@@ -1,0 +1,127 @@
+"""What commands share: how facts and progress are printed; and the command that converts model files."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def convert(
+    path: Annotated[str, typer.Argument(help="A file that the trainer of EqR, TRM or HRM wrote, or the folder of one training.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    kind: Annotated[str | None, typer.Option(help="eqr, trm or hrm.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task whose puzzles it takes, e.g. sudoku-9.")] = None,
+    sites: Annotated[int | None, typer.Option(help="Cells of a puzzle.", min=1)] = None,
+    prefix: Annotated[int | None, typer.Option(help="Tokens before those of the puzzle.", min=0)] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads.", min=1)] = None,
+    positions: Annotated[str | None, typer.Option(help="rotary or none.")] = None,
+    H_cycles: Annotated[int | None, typer.Option("--H-cycles", help="Recursions in a segment.", min=1)] = None,
+    L_cycles: Annotated[int | None, typer.Option("--L-cycles", help="Updates of z_L in a recursion.", min=1)] = None,
+    damping: Annotated[float | None, typer.Option(help="Weight that the old state keeps (EqR).")] = None,
+    start_scale: Annotated[float | None, typer.Option(help="Standard deviation of random starts (EqR).")] = None,
+    identifier: Annotated[int | None, typer.Option(help="Which of several puzzle embeddings to take.", min=0)] = None,
+    as_json: Json = False,
+) -> None:
+    """Write an official EqR, TRM or HRM file in the format of attractorlab.
+
+    What neither the file nor the all_config.yaml beside it says is asked for by name.
+    """
+    from attractorlab import models
+
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise ValueError(f"`convert` got --out {out}. It writes one safetensors file. Use a name that ends in .safetensors.")
+    must_be_folder(out.parent)
+    source = models.find(path)
+    if out.exists() and out.samefile(source):
+        raise ValueError(f"`convert` got {out} to read and to write. The official file stays as it is. Choose another --out.")
+    given = models.Given(
+        kind=kind,
+        task=task,
+        sites=sites,
+        prefix=prefix,
+        heads=heads,
+        positions=positions,
+        H_cycles=H_cycles,
+        L_cycles=L_cycles,
+        damping=damping,
+        start_scale=start_scale,
+        identifier=identifier,
+    )
+    reasoner = models.convert(source, out, given=given, about={"command": command_line()})
+    parameters = sum(p.numel() for p in reasoner.parameters())
+    about = models.describe(out)
+    facts = {"model": str(out), "kind": about["model"], "weights": reasoner.origin().weights, "weights_from": about["weights_from"], "parameters": parameters}
+    tell(facts | json.loads(about["config"]), as_json)
+
+
+def command_line() -> str:
+    """The command that was given."""
+    return shlex.join(["attractorlab", *sys.argv[1:]])
+
+
+def must_be_folder(path: Path) -> None:
+    """Raise a ValueError if something that is no folder stands where one is wanted."""
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"--out leads through {place}, which is a file. Output goes into a folder. Choose another --out.")
+
+
+def tell(facts: dict[str, Any], as_json: bool) -> None:
+    """Print facts, one a line or as JSON."""
+    if as_json:
+        print_json(facts)
+        return
+    for key, value in facts.items():
+        typer.echo(f"{key}: {json.dumps(value) if isinstance(value, (dict, list)) else value}")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object."""
+    from attractorlab.report.markdown import finite
+
+    typer.echo(json.dumps(finite(value), allow_nan=False))
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[float | int, str], None]]:
+    """A progress line on standard error."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[says]}"), TimeElapsedColumn())
+    with Progress(*columns, console=_console()) as progress:
+        task = progress.add_task(title, total=total, says="")
+
+        def show(done: float | int, says: str) -> None:
+            progress.update(task, completed=done, says=says)
+
+        yield show
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """A line on standard error for each stage of the analysis."""
+    console = _console()
+    with console.status("analysing") as status:
+
+        def say(stage: str) -> None:
+            status.update(stage)
+            console.print(stage, highlight=False)
+
+        yield say
+
+
+def _console() -> "Console":
+    """Standard error; it moves on a terminal alone, and not in a notebook, whose stream calls itself one."""
+    from rich.console import Console
+
+    return Console(stderr=True, force_jupyter=False, force_terminal=sys.stderr is sys.__stderr__ and sys.__stderr__.isatty())
