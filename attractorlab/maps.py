@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attractorlab import trees
+from attractorlab import points, trees
 from attractorlab.types import Drive, Origin, State
 
 Rule = Callable[[State, Drive], State]
@@ -149,6 +149,22 @@ class LatentMap:
             name: torch.zeros_like(leaf) if part is None else part.detach()
             for (name, leaf), part in zip(leaves.items(), pulled, strict=True)
         }
+
+    def names(self, z: State) -> points.Points:
+        """Every point of a tick that can be tapped and edited, with its shape, its axes and the updates in which it fires.
+
+        Printed, it is a table. The tick is run once, from the first row of `z`, to see what fires. Left out are submodules that do not run in a tick
+        (a readout head) and those that give no tensor with a row for each row of the state.
+
+        Example:
+            >>> model = torch.nn.Linear(3, 3)
+            >>> f = LatentMap(lambda z, x: {"z": torch.tanh(model(z["z"]))}, {}, model=torch.nn.ModuleDict({"cell": model}))
+            >>> f.names({"z": torch.zeros(1, 3)})
+            name  kind    shape of one row  fires
+            z     leaf    width 3           once
+            cell  module  width 3           once
+        """
+        return points.names(self, z)
 
     def residual(self, z: State) -> Float[Tensor, " row"]:
         """The relative residual ‖f(z) − z‖/‖z‖ of each row.

@@ -32,7 +32,7 @@ from attractorlab.types import (
 if TYPE_CHECKING:
     import xarray
 
-SCHEMA = 1
+SCHEMA = 2  # 2: a trajectory has taps, calls, edits and a continuation
 NOUNS = {
     noun.__name__: noun
     for noun in (Instance, Trajectory, Convergence, FixedPointSet, Spectrum, BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit)
@@ -188,10 +188,13 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
     """Trajectories of different rows of one run as one.
 
     Raises:
-        RunError: If they are of different clocks, ticks, leaves, readouts or weights.
+        RunError: If they are of different clocks, ticks, leaves, readouts, taps, edits or weights.
     """
     first = parts[0]
-    kinds = {(part.clock, part.origin.weights, tuple(part.states), tuple(part.readouts), *part.kept.tolist(), *part.ticks.tolist()) for part in parts}
+    kinds = {
+        (part.clock, part.origin.weights, tuple(part.states), tuple(part.readouts), tuple(part.calls.items()), part.edits, part.continuation, *part.kept.tolist(), *part.ticks.tolist())
+        for part in parts
+    }
     if len(kinds) > 1:
         clocks = ", ".join(sorted({f"{int(part.ticks[-1])} ticks of {part.clock} of {part.origin.model}" for part in parts}))
         raise RunError(
@@ -215,6 +218,10 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
         start=side_by_side("start", 0),
         clock=first.clock,
         origin=first.origin,
+        taps={name: torch.cat([part.taps[name] for part in parts], dim=2) for name in first.taps},
+        calls=first.calls,
+        edits=first.edits,
+        continuation=first.continuation,
     )
 
 
@@ -234,7 +241,9 @@ def to_dataset(noun: Any) -> "xarray.Dataset":
         elif isinstance(value, Mapping) and all(isinstance(leaf, Tensor) for leaf in value.values()):
             named = dims.get(one.name, ("...",))
             for key, leaf in value.items():
-                variables[f"{one.name}.{key}"] = _variable(leaf, named, f"{one.name}.{key}")
+                # Points fire unequally often: the call axis is a point's own.
+                own = [f"call.{key}" if dim == "call" else dim for dim in named]
+                variables[f"{one.name}.{key}"] = _variable(leaf, own, f"{one.name}.{key}")
             attributes[one.name] = json.dumps(list(value))
         else:
             attributes[one.name] = json.dumps(value if not isinstance(value, Mapping) else dict(value))
@@ -267,6 +276,8 @@ def from_dataset(data: "xarray.Dataset") -> Any:
                 values[one.name] = {key: _tensor(data[f"{one.name}.{key}"]) for key in stored}
             elif stored == [] and "Mapping" in str(one.type):
                 values[one.name] = {}
+            elif isinstance(stored, dict):
+                values[one.name] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
             else:
                 values[one.name] = tuple(stored) if isinstance(stored, list) else stored
     return noun(**values)

@@ -133,6 +133,10 @@ class Trajectory(_HasRows):
     `recurrence[p-1]` is ‖z_T − z_{T−p}‖/‖z_T‖ at the last tick T. `last_tick` is the last tick at which the
     row was followed, finite and bounded. After it the values of a row that DIVERGED or turned NONFINITE are NaN, or −1 for integers, and those of a
     CONVERGED row, which was at rest, are the last ones recorded. `ticks` counts applications since the start.
+
+    `taps[name]` is what passed through a tapped point inside the application that starts from the state at each kept tick; entry c along `call` was seen
+    in the update `calls[name][c]` ("" where the map has no updates). `edits` says what was changed in the run, where and when, and
+    `continuation` how it went on from there ("none" for a run without edits).
     """
 
     states: Mapping[str, Float[Tensor, "kept row ..."]]
@@ -147,6 +151,10 @@ class Trajectory(_HasRows):
     start: Int[Tensor, " row"]
     clock: str
     origin: Origin
+    taps: Mapping[str, Shaped[Tensor, "kept call row ..."]] = field(default_factory=dict)
+    calls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    edits: tuple[str, ...] = ()
+    continuation: str = "none"
 
     @property
     def last(self) -> State:

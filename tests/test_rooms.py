@@ -23,17 +23,19 @@ MAY_IMPORT = {
     "errors": "",
     "types": "",
     "trees": "types",
-    "maps": "types trees",
+    "points": "types trees",
+    "maps": "types trees points",
     "testing": "types trees maps",
     "statistics": "",
     "store": "errors types",
     "tasks": "errors types",
     "models": "errors types trees maps",
     "training": "errors types trees maps tasks models",
-    "dynamics": "types trees maps statistics",
+    "dynamics": "types trees points maps statistics",
     "sweep": "errors types trees maps store models dynamics",
     "projection": "types trees statistics",
     "probing": "types trees maps statistics",
+    "editing": "types points",
     "plots": "types statistics",
     "report": "errors types trees maps statistics store tasks models dynamics sweep projection probing plots",
     "doctor": "errors types trees maps store tasks models dynamics projection",
@@ -57,7 +59,8 @@ ONLY = {
 }
 COMMON = {"torch", "numpy", "jaxtyping"}
 LONGEST = 400
-LONGER: dict[str, str] = {}  # file: why it may be longer
+# File: why it may be longer.
+LONGER: dict[str, str] = {"attractorlab/types.py": "the nouns are read side by side, and each is a list of fields"}
 FOLDERS = (".ci", "attractorlab", "benchmarks", "notebooks", "probes", "tests")
 TEXT = {"", ".cfg", ".css", ".csv", ".html", ".ipynb", ".js", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml"}
 

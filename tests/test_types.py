@@ -21,6 +21,7 @@ def test_dimension_names_are_read_from_the_annotations() -> None:
         "result": ("row",),
         "instance": ("row",),
         "start": ("row",),
+        "taps": ("kept", "call", "row", "..."),
     }
     assert dims_of(Spectrum)["eigenvalues"] == ("point", "mode")
     assert dims_of(Convergence)["solved"] == dims_of(Convergence)["residual"] == ("time", "row")  # also when it may be None
