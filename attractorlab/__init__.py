@@ -24,8 +24,8 @@ _WHERE = {
     "attractorlab.dynamics.scaling": "by_halt by_residual by_vote scaling scaling_of",
     "attractorlab.projection": "by_pca by_umap project",
     "attractorlab.probing": "fit_probe",
-    "attractorlab.points": "Call Edit Tap",
-    "attractorlab.editing": "ablate add_noise clamped free_running freeze patch steer teacher_forced",
+    "attractorlab.points": "Call Point Tap",
+    "attractorlab.editing": "Edit ablate add_noise clamped free_running freeze patch steer teacher_forced",
     "attractorlab.report": "report",
     "attractorlab.store": "Run",
 }

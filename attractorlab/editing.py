@@ -1,15 +1,70 @@
 """Edits of a run: patch, steer, ablate, freeze and add noise, between ticks and inside them; and how the run goes on."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from attractorlab.points import Call, Continuation, Edit
+from attractorlab.points import Call
 from attractorlab.types import Trajectory
 
 Ticks = int | Sequence[int] | slice | None
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What is put in the place of a value inside a run; made by `patch`, `steer`, `ablate`, `freeze`, `add_noise`, or by hand.
+
+    Args:
+        point: A leaf of the state, or a submodule of `f.model` by its dotted name.
+        change: Given a copy of the value [row ...] and the call, the value to go on with, of the same shape, dtype and device.
+        deed: What it does, for the record: "patch", "add 2 x a direction".
+        ticks: At which ticks: one, several, a slice of them, or None for all. Tick t is the application that starts from the state at tick t.
+        calls: In which updates of the tick, as a glob ("L*", "H"). None: at every call of a module; for a leaf, before the tick begins.
+        where: Which numbers are edited, broadcast to the value; None for all.
+    """
+
+    point: str
+    change: Callable[[Tensor, Call], Tensor]
+    deed: str
+    ticks: Ticks
+    calls: str | None = None
+    where: Bool[Tensor, "..."] | None = None
+
+    def apply(self, value: Tensor, call: Call) -> Tensor:
+        """The edited value.
+
+        Raises:
+            ValueError: If `change` returned something else than a tensor of the same shape, dtype and device.
+        """
+        try:
+            new = self.change(value.clone(), call)
+            if not isinstance(new, Tensor) or (new.shape, new.dtype, new.device) != (value.shape, value.dtype, value.device):
+                got = (
+                    f"{str(new.dtype).removeprefix('torch.')} {tuple(new.shape)} on {new.device}"
+                    if isinstance(new, Tensor)
+                    else type(new).__name__
+                )
+                raise ValueError(
+                    f"An edit at {self.point} gave {got} for {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}. "
+                    "What is put in the place of a value has its shape, dtype and device. Return such a tensor, or expand yours."
+                )
+            return new if self.where is None else torch.where(self.where.to(value.device), new, value)
+        except BaseException as error:
+            inside = f", call {call.call}" + (f" ({call.update})" if call.update else "")
+            error.add_note(f"in edit '{self.deed}' at {self.point}, tick {call.tick}{inside}")
+            raise
+
+
+@dataclass(frozen=True, eq=False)
+class Continuation:
+    """How a run goes on after an edit: `free_running`, `clamped`, or `teacher_forced(clean)`."""
+
+    name: str
+    clean: Trajectory | None = None
+
 
 free_running = Continuation("free-running")
 """Edits are made at the ticks chosen, and the system runs on from the edited state."""
@@ -56,7 +111,9 @@ def patch(
         [1.0, 0.5, 8.0, 4.0]
     """
     if isinstance(values, Trajectory):
-        return Edit(point, _from_run(point, values, between=calls is None and point in values.states), "patch from another run", ticks, calls, where)
+        return Edit(
+            point, _from_run(point, values, between=calls is None and point in values.states), "patch from another run", ticks, calls, where
+        )
     given = values
 
     def change(value: Tensor, call: Call) -> Tensor:
@@ -66,7 +123,13 @@ def patch(
 
 
 def steer(
-    point: str, direction: Float[Tensor, "..."], *, ticks: Ticks, scale: float, calls: str | None = None, where: Bool[Tensor, "..."] | None = None
+    point: str,
+    direction: Float[Tensor, "..."],
+    *,
+    ticks: Ticks,
+    scale: float,
+    calls: str | None = None,
+    where: Bool[Tensor, "..."] | None = None,
 ) -> Edit:
     """An edit that adds `scale` times a direction to the values at a point.
 
@@ -86,7 +149,12 @@ def steer(
 
 
 def ablate(
-    point: str, *, ticks: Ticks, mean: Float[Tensor, "..."] | None = None, calls: str | None = None, where: Bool[Tensor, "..."] | None = None
+    point: str,
+    *,
+    ticks: Ticks,
+    mean: Float[Tensor, "..."] | None = None,
+    calls: str | None = None,
+    where: Bool[Tensor, "..."] | None = None,
 ) -> Edit:
     """An edit that puts zero, or a mean that is given, in the place of the values at a point.
 
@@ -121,7 +189,13 @@ def freeze(point: str, *, ticks: Ticks, calls: str | None = None, where: Bool[Te
 
 
 def add_noise(
-    point: str, scale: float, *, ticks: Ticks, generator: torch.Generator, calls: str | None = None, where: Bool[Tensor, "..."] | None = None
+    point: str,
+    scale: float,
+    *,
+    ticks: Ticks,
+    generator: torch.Generator,
+    calls: str | None = None,
+    where: Bool[Tensor, "..."] | None = None,
 ) -> Edit:
     """An edit that adds independent normal numbers of standard deviation `scale` to the values at a point.
 
@@ -154,7 +228,13 @@ def _from_run(point: str, run: Trajectory, *, between: bool) -> Callable[[Tensor
     def change(value: Tensor, call: Call) -> Tensor:
         # A leaf is met after every update, but recorded after those alone that rewrite it: there the name of the update decides.
         calls = run.calls.get(point, ())
-        number = call.call if calls[call.call : call.call + 1] == (call.update,) else calls.index(call.update) if calls.count(call.update) == 1 else -1
+        number = (
+            call.call
+            if calls[call.call : call.call + 1] == (call.update,)
+            else calls.index(call.update)
+            if calls.count(call.update) == 1
+            else -1
+        )
         if call.tick not in at or (not between and number < 0):
             raise ValueError(
                 f"`patch` got a run that recorded nothing at {point} at tick {call.tick}, call {call.call} ({call.update}). Each value is taken from the same tick and call. "

@@ -11,12 +11,11 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from attractorlab import trees
-from attractorlab.types import Drive, State, Trajectory
+from attractorlab.types import Drive, State
 
 
 @runtime_checkable
@@ -74,7 +73,12 @@ class Points(tuple[Point, ...]):
     def __repr__(self) -> str:
         head = ("name", "kind", "shape of one row", "fires")
         lines = [
-            (one.name, one.kind, " x ".join(f"{dim} {n}" for dim, n in zip(one.dims, one.shape, strict=True)) or "one number", _times(one.fires))
+            (
+                one.name,
+                one.kind,
+                " x ".join(f"{dim} {n}" for dim, n in zip(one.dims, one.shape, strict=True)) or "one number",
+                _times(one.fires),
+            )
             for one in self
         ]
         widths = [max(len(line[k]) for line in (head, *lines)) for k in range(4)]
@@ -106,7 +110,9 @@ class Tap:
 
     def __init__(self, model: nn.Module | None, *patterns: str) -> None:
         if not patterns:
-            raise ValueError("`Tap` got no pattern. A tap records the points that its patterns name. Use Tap(model, '*') to record all of them.")
+            raise ValueError(
+                "`Tap` got no pattern. A tap records the points that its patterns name. Use Tap(model, '*') to record all of them."
+            )
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "patterns", patterns)
 
@@ -123,55 +129,6 @@ class Call:
     call: int
     update: str
     first: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Edit:
-    """What is put in the place of a value inside a run; made by `patch`, `steer`, `ablate`, `freeze`, `add_noise`, or by hand.
-
-    Args:
-        point: A leaf of the state, or a submodule of `f.model` by its dotted name.
-        change: Given a copy of the value [row ...] and the call, the value to go on with, of the same shape, dtype and device.
-        deed: What it does, for the record: "patch", "add 2 x a direction".
-        ticks: At which ticks: one, several, a slice of them, or None for all. Tick t is the application that starts from the state at tick t.
-        calls: In which updates of the tick, as a glob ("L*", "H"). None: at every call of a module; for a leaf, before the tick begins.
-        where: Which numbers are edited, broadcast to the value; None for all.
-    """
-
-    point: str
-    change: Callable[[Tensor, Call], Tensor]
-    deed: str
-    ticks: int | Sequence[int] | slice | None
-    calls: str | None = None
-    where: Bool[Tensor, "..."] | None = None
-
-    def apply(self, value: Tensor, call: Call) -> Tensor:
-        """The edited value.
-
-        Raises:
-            ValueError: If `change` returned something else than a tensor of the same shape, dtype and device.
-        """
-        try:
-            new = self.change(value.clone(), call)
-            if not isinstance(new, Tensor) or (new.shape, new.dtype, new.device) != (value.shape, value.dtype, value.device):
-                got = f"{str(new.dtype).removeprefix('torch.')} {tuple(new.shape)} on {new.device}" if isinstance(new, Tensor) else type(new).__name__
-                raise ValueError(
-                    f"An edit at {self.point} gave {got} for {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}. "
-                    "What is put in the place of a value has its shape, dtype and device. Return such a tensor, or expand yours."
-                )
-            return new if self.where is None else torch.where(self.where.to(value.device), new, value)
-        except BaseException as error:
-            inside = f", call {call.call}" + (f" ({call.update})" if call.update else "")
-            error.add_note(f"in edit '{self.deed}' at {self.point}, tick {call.tick}{inside}")
-            raise
-
-
-@dataclass(frozen=True, eq=False)
-class Continuation:
-    """How a run goes on after an edit: `free_running`, `clamped`, or `teacher_forced(clean)`."""
-
-    name: str
-    clean: Trajectory | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,7 +239,9 @@ class Watch:
         finally:
             self._stack.close()
         if failed and error is not None:
-            error.add_note(f"Besides, {len(failed)} hooks could not be removed in the usual way ({failed[0]!r}). They are gone all the same.")
+            error.add_note(
+                f"Besides, {len(failed)} hooks could not be removed in the usual way ({failed[0]!r}). They are gone all the same."
+            )
         elif failed:
             raise BaseExceptionGroup("hooks could not be removed in the usual way; they are gone all the same", failed)
 
@@ -346,7 +305,9 @@ def find(patterns: Sequence[str], model: nn.Module | None, z: State, *, caller: 
 
 
 @torch.no_grad()
-def survey(f: Ticking, z: State, points: Sequence[tuple[str, nn.Module | None]], *, strict: bool = True, all_updates: bool = False) -> dict[str, Passage]:
+def survey(
+    f: Ticking, z: State, points: Sequence[tuple[str, nn.Module | None]], *, strict: bool = True, all_updates: bool = False
+) -> dict[str, Passage]:
     """What passes each point in one tick from the first row of `z`; points that do not fire are left out.
 
     Raises:

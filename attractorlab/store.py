@@ -70,7 +70,9 @@ class Run:
         self.path = Path(path)
         try:
             found = json.loads((self.path / "manifest.json").read_text())
-            self.manifest = Manifest(config=dict(found["config"]), units=tuple(found["units"]), created=found["created"], schema=found["schema"])
+            self.manifest = Manifest(
+                config=dict(found["config"]), units=tuple(found["units"]), created=found["created"], schema=found["schema"]
+            )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"{self.path} has no readable manifest.json ({type(error).__name__}). A run is a folder that `attractorlab record` or `report` made. "
@@ -94,7 +96,11 @@ class Run:
         if (place / "manifest.json").exists():
             run = cls(place)
             if json.loads(json.dumps(dict(config))) != run.manifest.config or tuple(units) != run.manifest.units:
-                differ = sorted(key for key in {*config, *run.manifest.config} if json.loads(json.dumps(config.get(key))) != run.manifest.config.get(key))
+                differ = sorted(
+                    key
+                    for key in {*config, *run.manifest.config}
+                    if json.loads(json.dumps(config.get(key))) != run.manifest.config.get(key)
+                )
                 raise RunError(
                     f"{place} holds a run that differs in {', '.join(differ) or 'its units'}. A run is only continued with the same settings. "
                     "Choose another --out, or remove that folder."
@@ -131,7 +137,9 @@ class Run:
         import xarray
 
         if unit not in self.manifest.units:
-            raise RunError(f"{self.path} has no unit {unit!r}. A run holds the units of its manifest. Use one of {', '.join(self.manifest.units)}.")
+            raise RunError(
+                f"{self.path} has no unit {unit!r}. A run holds the units of its manifest. Use one of {', '.join(self.manifest.units)}."
+            )
 
         temporary = self.path / "segments" / f".tmp-{uuid.uuid4().hex}"
         try:
@@ -155,7 +163,9 @@ class Run:
         import xarray
 
         if not self.has(unit):
-            raise RunError(f"{self.path} has no segment {unit!r}. A unit is read once it is complete. Run the command again to complete it.")
+            raise RunError(
+                f"{self.path} has no segment {unit!r}. A unit is read once it is complete. Run the command again to complete it."
+            )
         try:
             with xarray.open_datatree(self._segment(unit), engine="zarr", consolidated=False) as tree:
                 return {name: from_dataset(node.to_dataset().load()) for name, node in tree.children.items()}
@@ -173,7 +183,9 @@ class Run:
         """
         parts = [self.read(unit)["trajectory"] for unit in self.done() if unit.rpartition("-")[0] == series]
         if not parts:
-            raise RunError(f"{self.path} has no finished unit of series {series!r}. There is nothing to read yet. Run the command again to continue it.")
+            raise RunError(
+                f"{self.path} has no finished unit of series {series!r}. There is nothing to read yet. Run the command again to continue it."
+            )
         return join(parts)
 
     def bytes(self) -> int:
@@ -192,7 +204,17 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
     """
     first = parts[0]
     kinds = {
-        (part.clock, part.origin.weights, tuple(part.states), tuple(part.readouts), tuple(part.calls.items()), part.edits, part.continuation, *part.kept.tolist(), *part.ticks.tolist())
+        (
+            part.clock,
+            part.origin.weights,
+            tuple(part.states),
+            tuple(part.readouts),
+            tuple(part.calls.items()),
+            part.edits,
+            part.continuation,
+            *part.kept.tolist(),
+            *part.ticks.tolist(),
+        )
         for part in parts
     }
     if len(kinds) > 1:
@@ -314,7 +336,11 @@ def _variable(value: Tensor, dims: Sequence[str], name: str) -> tuple[tuple[str,
     at = list(dims).index("...") if "..." in dims else len(named)
     # numpy has no bfloat16; float32 holds all of it.
     values = value.detach().cpu()
-    return (*named[:at], *extra, *named[at:]), (values.float() if value.dtype == torch.bfloat16 else values).numpy(), {"dtype": str(value.dtype)}
+    return (
+        (*named[:at], *extra, *named[at:]),
+        (values.float() if value.dtype == torch.bfloat16 else values).numpy(),
+        {"dtype": str(value.dtype)},
+    )
 
 
 def _tensor(stored: "xarray.DataArray") -> Tensor:

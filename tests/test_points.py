@@ -1,4 +1,4 @@
-"""Points inside a tick: what passes is recorded call by call, changes nothing, and leaves nothing behind."""
+"""Points inside a tick: found by name, seen only where asked, and nothing is left behind."""
 
 import threading
 from collections import OrderedDict, namedtuple
@@ -12,271 +12,12 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 import attractorlab as al
-from attractorlab import trees
-from attractorlab.dynamics import orbits
-from attractorlab.dynamics.recorder import bytes_of
-from attractorlab.maps import LatentMap, Update, in_turn, strobe
-from attractorlab.points import Call, Edit, Point, Sight, Tap, Watch, find, names, survey
-from attractorlab.types import Result
+from attractorlab.editing import Edit
+from attractorlab.maps import LatentMap, Update, in_turn
+from attractorlab.points import Call, Point, Sight, Tap, Watch, find, names, survey
+from tests.tapped import Plus, Two, condition, counter, made, unchanged
 
 Pair = namedtuple("Pair", "first second")
-
-
-class Cell(nn.Module):
-    """tanh(W h + i), with a part that is used twice in a call."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.inner = nn.Linear(width, width)
-        self.idle = nn.Linear(width, width)
-
-    def forward(self, h, i):
-        return torch.tanh(self.inner(self.inner(h)) + i)
-
-
-class Two(nn.Module):
-    """A model of two leaves: z_L twice, then z_H, through one shared cell."""
-
-    def __init__(self, width, generator, dtype=torch.float64):
-        super().__init__()
-        self.cell = Cell(width)
-        self.head = nn.Linear(width, 2)
-        self.to(dtype)
-        with torch.no_grad():
-            for p in self.parameters():
-                p.copy_(0.5 * torch.randn(p.shape, generator=generator, dtype=dtype))
-
-    def bind(self, x):
-        def low(z, drive):
-            return {"z_H": z["z_H"], "z_L": self.cell(z["z_L"], z["z_H"] + drive["x"])}
-
-        def high(z, drive):
-            return {"z_H": self.cell(z["z_H"], z["z_L"]), "z_L": z["z_L"]}
-
-        updates = (Update("L0", ("z_L",), low), Update("L1", ("z_L",), low), Update("H", ("z_H",), high))
-        return LatentMap(
-            in_turn(updates),
-            {"x": x},
-            readout=lambda z: {"logits": self.head(z["z_H"])},
-            clock="recursion",
-            instance=torch.arange(len(x)),
-            start=torch.zeros(len(x), dtype=torch.int64),
-            updates=updates,
-            model=self,
-        )
-
-
-def made(rows, generator, width=3):
-    model = Two(width, generator)
-    f = model.bind(torch.randn(rows, width, generator=generator, dtype=torch.float64))
-    z = {name: torch.randn(rows, width, generator=generator, dtype=torch.float64) for name in ("z_H", "z_L")}
-    return model, f, z
-
-
-def counter(dtype=torch.float64):
-    """A map of one leaf whose model counts: each of two calls of a tick adds 1."""
-    plus = nn.Module()
-    plus.one = Plus()
-    return plus, LatentMap(lambda z, x: {"z": plus.one(plus.one(z["z"]))}, {}, model=plus), {"z": torch.zeros(3, 2, dtype=dtype)}
-
-
-class Plus(nn.Module):
-    def forward(self, x):
-        return x + 1
-
-
-def condition(model):
-    """All that a run must leave as it was."""
-    return {
-        "hooks": [
-            (name, list(one._forward_hooks.items()), list(one._forward_pre_hooks.items()), dict(one._forward_hooks_with_kwargs), dict(one._forward_hooks_always_called))
-            for name, one in model.named_modules()
-        ],
-        "training": [one.training for one in model.modules()],
-        "requires_grad": [p.requires_grad for p in model.parameters()],
-        "weights": [p.detach().clone() for p in model.parameters()],
-        "grad": torch.is_grad_enabled(),
-        "functorch": torch._C._functorch.peek_interpreter_stack() is None,
-        "dispatch": torch._C._len_torch_dispatch_stack(),
-        "function": torch._C._len_torch_function_stack(),
-    }
-
-
-def unchanged(before, model):
-    after = condition(model)
-    weights, others = before.pop("weights"), after.pop("weights")
-    assert before == after
-    assert all(a.equal(b) for a, b in zip(weights, others, strict=True))
-
-
-def test_a_module_that_runs_twice_has_one_entry_for_each_call() -> None:
-    model, f, z = counter()
-    traj = al.trace(f, z, ticks=4, keep=al.every(1), tap=Tap(model, "one", "z"))
-    assert traj.taps["one"].shape == (5, 2, 3, 2) and traj.calls == {"one": ("", ""), "z": ("",)}
-    for t in range(5):
-        assert (traj.taps["one"][t, 0] == 2 * t + 1).all() and (traj.taps["one"][t, 1] == 2 * t + 2).all()
-        assert traj.taps["z"][t, 0].equal(traj.taps["one"][t, 1])
-
-
-def test_the_rank_of_a_tap_does_not_depend_on_the_number_of_calls(generator) -> None:
-    model, f, z = made(2, generator)
-    traj = al.trace(f, z, ticks=2, keep=al.only_last(), tap=Tap(model, "cell", "cell.inner", "z_H"))
-    assert traj.taps["z_H"].shape == (1, 1, 2, 3) and traj.taps["cell"].shape == (1, 3, 2, 3) and traj.taps["cell.inner"].shape == (1, 6, 2, 3)
-    assert traj.calls["cell.inner"] == ("L0", "L0", "L1", "L1", "H", "H")
-
-
-def test_every_call_of_a_tick_is_what_a_loop_by_hand_computes(generator) -> None:
-    model, f, z = made(5, generator)
-    traj = al.trace(f, z, ticks=3, keep=al.every(1), tap=Tap(model, "cell", "z_*"))
-    with torch.no_grad():
-        for t in range(4):
-            h, low, x = z["z_H"], z["z_L"], f.drive["x"]
-            for c in range(2):
-                low = model.cell(low, h + x)
-                assert traj.taps["cell"][t, c].equal(low) and traj.taps["z_L"][t, c].equal(low)
-            h = model.cell(h, low)
-            assert traj.taps["cell"][t, 2].equal(h) and traj.taps["z_H"][t, 0].equal(h)
-            z = {"z_H": h, "z_L": low}
-            if t < 3:
-                assert traj.states["z_H"][t + 1].equal(h)
-
-
-def test_strobed_ticks_say_which_inner_tick_a_call_belongs_to(generator) -> None:
-    model, f, z = made(2, generator)
-    seen = al.trace(strobe(f, 2), z, ticks=2, keep=al.every(1), tap=Tap(model, "cell"))
-    plain = al.trace(f, z, ticks=5, keep=al.every(1), tap=Tap(model, "cell"))
-    assert seen.calls["cell"] == ("0.L0", "0.L1", "0.H", "1.L0", "1.L1", "1.H")
-    assert seen.taps["cell"].flatten(0, 1).equal(plain.taps["cell"].flatten(0, 1))
-
-
-@pytest.mark.parametrize("rest", [None, 1e-12])
-def test_recording_does_not_change_a_bit_of_the_run(generator, rest) -> None:
-    model, f, z = made(6, generator)
-    plain, tapped = (al.trace(f, z, ticks=20, keep=al.every(3), rest=rest, tap=tap) for tap in (None, Tap(model, "*")))
-    same_run(plain, tapped)
-
-
-def test_recording_does_not_change_a_bit_of_a_real_model(generator) -> None:
-    model = al.models.load("eqr-sudoku-4")
-    f = strobe(model.bind(al.tasks.load("sudoku-4", split="test", rows=slice(0, 3))), 2)
-    z = model.start(f.drive, generator=generator)
-    same_run(*(al.trace(f, z, ticks=4, keep=al.every(2), tap=tap) for tap in (None, Tap(model, "L_level.*", "z_?"))))
-
-
-def same_run(a, b):
-    for one, other in ((a.states, b.states), (a.readouts, b.readouts)):
-        assert all(one[name].nan_to_num(nan=-7).equal(other[name].nan_to_num(nan=-7)) for name in one)
-    for name in ("residual", "recurrence", "last_tick", "result"):
-        assert getattr(a, name).nan_to_num(nan=-7).equal(getattr(b, name).nan_to_num(nan=-7)), name
-
-
-def test_chunks_do_not_change_a_tap(generator, monkeypatch) -> None:
-    model, f, z = counter()
-    z = {"z": torch.randn(40, 2, generator=generator, dtype=torch.float64)}
-    whole = al.trace(f, z, ticks=5, keep=al.every(2), tap=Tap(model, "one", "z"))
-    monkeypatch.setattr(orbits, "CPU_CHUNK", 1)
-    parts = al.trace(f, z, ticks=5, keep=al.every(2), tap=Tap(model, "one", "z"))
-    assert len(list(orbits.chunks(z))) > 1
-    assert all(whole.taps[name].equal(parts.taps[name]) for name in whole.taps)
-
-
-def test_permuted_rows_give_permuted_taps(generator) -> None:
-    model, f, z = made(6, generator)
-    order = torch.tensor([3, 0, 5, 1, 4, 2])
-    straight = al.trace(f, z, ticks=3, keep=al.every(1), tap=Tap(model, "*"))
-    moved = al.trace(f.take(order), trees.take(z, order), ticks=3, keep=al.every(1), tap=Tap(model, "*"))
-    for name, values in straight.taps.items():
-        torch.testing.assert_close(moved.taps[name], values[:, :, order], rtol=1e-13, atol=1e-13)  # sums in another order
-
-
-class Pull(nn.Module):
-    def forward(self, z, rate):
-        return z * rate + 1
-
-
-def pulled(rates):
-    model = nn.ModuleDict({"pull": Pull()})
-    rate = torch.tensor(rates, dtype=torch.float64)[:, None]
-    n = len(rates)
-    f = LatentMap(
-        lambda z, x: {"z": model["pull"](z["z"], x["rate"])},
-        {"rate": rate},
-        instance=torch.arange(n),
-        start=torch.zeros(n, dtype=torch.int64),
-        model=model,
-    )
-    return model, f, {"z": torch.zeros(n, 1, dtype=torch.float64)}
-
-
-@pytest.mark.parametrize("keep", [al.every(1), al.every(7), al.only_last()])
-@pytest.mark.parametrize("chunk", [1, 2**18])
-def test_a_row_that_leaves_at_rest_shows_what_passed_last(keep, chunk, monkeypatch) -> None:
-    monkeypatch.setattr(orbits, "CPU_CHUNK", chunk)
-    model, f, z = pulled([0.1, 0.9, 0.2, 0.5] * 5)
-    held, free = (al.trace(f, z, ticks=60, keep=keep, rest=rest, tap=Tap(model, "pull")) for rest in (1e-9, None))
-    every = al.trace(f, z, ticks=60, keep=al.every(1), tap=Tap(model, "pull"))
-    assert held.last_tick.unique().numel() > 2
-    for row in range(20):
-        last = int(held.last_tick[row])
-        for k, t in enumerate(held.kept.tolist()):
-            assert held.taps["pull"][k, 0, row].equal(every.taps["pull"][min(t, last), 0, row])
-            if t <= last:
-                assert held.taps["pull"][k, 0, row].equal(free.taps["pull"][k, 0, row])
-
-
-def test_when_all_rows_are_at_rest_kept_ticks_still_have_their_taps() -> None:
-    model, f, z = pulled([0.1, 0.2])
-    traj = al.trace(f, z, ticks=500, keep=al.every(100), rest=1e-6, tap=Tap(model, "pull", "z"))
-    assert (traj.taps["pull"][1:] == traj.taps["pull"][-1]).all() and (traj.taps["pull"] > 0).all()
-
-
-@pytest.mark.parametrize("rest", [None, 1e-12])
-def test_a_row_that_ends_shows_nothing_from_then_on(rest) -> None:
-    model, f, z = pulled([10.0, 0.5])
-    traj = al.trace(f, z, ticks=20, keep=al.every(1), rest=rest, tap=Tap(model, "pull"))
-    assert Result.of(int(traj.result[0])) is Result.DIVERGED
-    last = int(traj.last_tick[0])
-    assert traj.taps["pull"][: last + 1, 0, 0].isfinite().all() and traj.taps["pull"][last + 1 :, 0, 0].isnan().all()
-    assert traj.taps["pull"][:, 0, 1].isfinite().all()
-
-
-class Flag(nn.Module):
-    def forward(self, z):
-        return z > 0
-
-
-def test_integers_and_flags_of_a_row_that_ended_are_minus_one() -> None:
-    model = nn.ModuleDict({"flag": Flag()})
-
-    def rule(z, x):
-        model["flag"](z["z"])
-        return {"z": 100 * z["z"]}
-
-    f = LatentMap(rule, {}, model=model)
-    traj = al.trace(f, {"z": torch.tensor([[1.0], [0.0]])}, ticks=8, keep=al.every(1), tap=Tap(model, "flag"))
-    assert traj.taps["flag"].dtype == torch.int8 and traj.taps["flag"][-1, 0].tolist() == [[-1], [0]] and traj.taps["flag"][0, 0].tolist() == [[1], [0]]
-
-
-def test_the_price_counts_the_taps(generator) -> None:
-    model, f, z = made(6, generator)
-    for keep in (al.every(1), al.only_last(), al.log_spaced(3)):
-        tap = Tap(model, "cell", "z_L")
-        traj = al.trace(f, z, ticks=9, keep=keep, tap=tap)
-        held = sum(v.numel() * v.element_size() for v in traj.taps.values())
-        assert bytes_of(f, z, ticks=9, keep=keep, tap=tap) - bytes_of(f, z, ticks=9, keep=keep) == held > 0
-
-
-def test_an_inner_activation_that_is_changed_in_place_afterwards_is_recorded_as_it_was() -> None:
-    model = nn.ModuleDict({"one": Plus()})
-
-    def rule(z, x):
-        h = model["one"](z["z"])
-        h.add_(10)
-        return {"z": h}
-
-    f = LatentMap(rule, {}, model=model)
-    traj = al.trace(f, {"z": torch.zeros(1, 1)}, ticks=2, keep=al.every(1), tap=Tap(model, "one"))
-    assert traj.taps["one"].flatten().tolist() == [1.0, 12.0, 23.0]
 
 
 class Many(nn.Module):
@@ -285,7 +26,13 @@ class Many(nn.Module):
         self.kind = kind
 
     def forward(self, z):
-        return {"tuple": (None, z + 1, z), "list": [z + 1, z], "named": Pair(z + 1, z), "dict": OrderedDict(a=z + 1), "max": torch.max(z, 1)}[self.kind]
+        return {
+            "tuple": (None, z + 1, z),
+            "list": [z + 1, z],
+            "named": Pair(z + 1, z),
+            "dict": OrderedDict(a=z + 1),
+            "max": torch.max(z, 1),
+        }[self.kind]
 
 
 @pytest.mark.parametrize("kind", ["tuple", "list", "named", "max"])
@@ -300,7 +47,15 @@ def test_a_module_of_many_outputs_is_known_by_its_first_tensor(kind) -> None:
 
     f = LatentMap(rule, {}, model=model)
     z = {"z": torch.zeros(2, 3)}
-    traj = al.trace(f, z, ticks=1, keep=al.every(1), tap=Tap(model, "many"), edits=[al.steer("many", torch.tensor(5.0), ticks=0, scale=1.0)], continuation=al.free_running)
+    traj = al.trace(
+        f,
+        z,
+        ticks=1,
+        keep=al.every(1),
+        tap=Tap(model, "many"),
+        edits=[al.steer("many", torch.tensor(5.0), ticks=0, scale=1.0)],
+        continuation=al.free_running,
+    )
     assert (traj.states["z"][1] == traj.taps["many"][0, 0].flatten()[0]).all() and traj.states["z"][1, 0, 0] == (5 if kind == "max" else 6)
 
 
@@ -323,7 +78,15 @@ def test_names_list_every_point_with_shape_axes_and_when_it_fires(generator) -> 
         Point("cell.inner", "module", (3,), ("width",), ("L0", "L0", "L1", "L1", "H", "H")),
     )
     lines = repr(listed).splitlines()
-    assert lines[0].split() == ["name", "kind", "shape", "of", "one", "row", "fires"] and lines[3].split() == ["cell", "module", "width", "3", "L0,", "L1,", "H"]
+    assert lines[0].split() == ["name", "kind", "shape", "of", "one", "row", "fires"] and lines[3].split() == [
+        "cell",
+        "module",
+        "width",
+        "3",
+        "L0,",
+        "L1,",
+        "H",
+    ]
     assert len(lines) == 5
 
 
@@ -368,7 +131,9 @@ def test_a_name_that_matches_nothing_is_an_error_with_the_nearest_names(generato
     def traced(*patterns, of=model):
         return al.trace(f, z, ticks=1, keep=al.only_last(), tap=Tap(of, *patterns))
 
-    with pytest.raises(ValueError, match=r"`Tap` got 'cell.iner', which names no point\. .*: cell\.inner.*See all of them with `f\.names\(z\)`"):
+    with pytest.raises(
+        ValueError, match=r"`Tap` got 'cell.iner', which names no point\. .*: cell\.inner.*See all of them with `f\.names\(z\)`"
+    ):
         traced("cell", "cell.iner")
     with pytest.raises(ValueError, match=r"'cell' got|`Tap` got 'cell', which names no point \(there is no model\)"):
         traced("cell", of=None)
@@ -381,7 +146,10 @@ def test_a_name_that_matches_nothing_is_an_error_with_the_nearest_names(generato
 def test_a_module_that_does_not_run_in_a_tick_is_an_error_that_says_so(generator) -> None:
     model, f, z = made(2, generator)
     for of, pattern in ((model, "head"), (model, "*.idle"), (Two(3, generator), "cell")):
-        with pytest.raises(ValueError, match=r"`Tap` got '.*', and (head|cell.idle|cell) did not run in a tick\. .*not on a copy of it\. Name one of z_H, z_L, cell, cell\.inner"):
+        with pytest.raises(
+            ValueError,
+            match=r"`Tap` got '.*', and (head|cell.idle|cell) did not run in a tick\. .*not on a copy of it\. Name one of z_H, z_L, cell, cell\.inner",
+        ):
             al.trace(f, z, ticks=1, keep=al.only_last(), tap=Tap(of, pattern))
     assert "cell.idle" not in al.trace(f, z, ticks=1, keep=al.only_last(), tap=Tap(model, "cell.*")).taps
 
@@ -406,10 +174,12 @@ def test_a_point_that_runs_unequally_often_is_refused() -> None:
     model = Fickle()
     f = LatentMap(lambda z, x: {"z": model(z["z"])}, {}, model=model)
     before = condition(model)
-    with pytest.raises(ValueError, match=r"part ran 2 times at tick 3, and 1 times in a tick before\. .*equally often.*Tap a point that does"):
+    with pytest.raises(
+        ValueError, match=r"part ran 2 times at tick 3, and 1 times in a tick before\. .*equally often.*Tap a point that does"
+    ):
         al.trace(f, {"z": torch.zeros(1, 1)}, ticks=9, keep=al.every(1), tap=Tap(model, "part"))
+    sinking = replace(f, rule=lambda z, x: {"z": model(z["z"]) - 3})
     with pytest.raises(ValueError, match=r"part ran 1 times at tick 2, and 2 times"):
-        sinking = replace(f, rule=lambda z, x: {"z": model(z["z"]) - 3})
         al.trace(sinking, {"z": torch.full((1, 1), 4.0)}, ticks=9, keep=al.every(1), tap=Tap(model, "part"))
     unchanged(before, model)
 
@@ -484,7 +254,9 @@ def test_nothing_leaks_whatever_fails(where, k, rest, clamp) -> None:
         return value
 
     before = condition(model)
-    edits = {"edit": [Edit("b", fail, "fail", None), al.freeze("z", ticks=2, calls="L")], "between": [Edit("z", fail, "fail", None)]}.get(where, [])
+    edits = {"edit": [Edit("b", fail, "fail", None), al.freeze("z", ticks=2, calls="L")], "between": [Edit("z", fail, "fail", None)]}.get(
+        where, []
+    )
     model.a.left = k if where.startswith("call") else -1
     remove, install, tries = RemovableHandle.remove, nn.Module.register_forward_hook, [k % 5 + 1]
 
@@ -502,7 +274,13 @@ def test_nothing_leaks_whatever_fails(where, k, rest, clamp) -> None:
             patched.setattr(nn.Module, "register_forward_hook", broken)
         try:
             al.trace(
-                f, z, ticks=6, keep=al.every(1), rest=1e-6 if rest and not edits else None, tap=Tap(model, "*"), edits=edits,
+                f,
+                z,
+                ticks=6,
+                keep=al.every(1),
+                rest=1e-6 if rest and not edits else None,
+                tap=Tap(model, "*"),
+                edits=edits,
                 continuation=(al.clamped if clamp else al.free_running) if edits else None,
             )
         except Boom:
@@ -516,7 +294,7 @@ def test_nothing_leaks_whatever_fails(where, k, rest, clamp) -> None:
 
 
 def test_an_error_of_a_users_edit_says_where_it_happened_and_keeps_its_traceback(generator) -> None:
-    model, f, z = made(2, generator)
+    _model, f, z = made(2, generator)
 
     def fail(value, call):
         raise Boom("mine")
@@ -567,7 +345,9 @@ def test_what_runs_outside_the_ticks_is_not_recorded() -> None:
         return value
 
     plain = al.trace(f, z, ticks=2, keep=al.every(1), tap=Tap(model, "one"))
-    busy = al.trace(f, z, ticks=2, keep=al.every(1), tap=Tap(model, "one"), edits=[Edit("one", change, "look", None)], continuation=al.free_running)
+    busy = al.trace(
+        f, z, ticks=2, keep=al.every(1), tap=Tap(model, "one"), edits=[Edit("one", change, "look", None)], continuation=al.free_running
+    )
     assert busy.taps["one"].equal(plain.taps["one"]) and calls == [0, 1] * 3
 
 
@@ -593,7 +373,7 @@ def test_hooks_rest_under_transforms_and_in_other_threads() -> None:
 
 
 def test_compiled_modules_are_recorded(monkeypatch) -> None:
-    import torch._dynamo  # noqa: F401
+    import torch._dynamo
 
     model = nn.ModuleDict({"one": nn.Sequential(Plus(), Plus())})
     model["one"].compile(backend="eager")

@@ -10,8 +10,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from attractorlab import trees
+from attractorlab.editing import Continuation, Edit
 from attractorlab.maps import LatentMap
-from attractorlab.points import Call, Continuation, Edit, Sight, Tap, Watch, find, nearest, survey
+from attractorlab.points import Call, Sight, Tap, Watch, find, nearest, survey
 from attractorlab.types import State
 
 
@@ -34,7 +35,9 @@ class Inside:
         """The state at `tick` as it is recorded: edited, unless the run is put back to a clean one."""
         return z if self.edits is None or self.edits.clean is not None else self.edits.between(z, tick)
 
-    def step(self, f: LatentMap, z: State, tick: int, *, moving: Int[Tensor, " row"], alive: Bool[Tensor, " row"], last: bool) -> tuple[State, State]:
+    def step(
+        self, f: LatentMap, z: State, tick: int, *, moving: Int[Tensor, " row"], alive: Bool[Tensor, " row"], last: bool
+    ) -> tuple[State, State]:
         """f(z), and the state to go on from."""
         edits, tapped = self.edits, self.taps is not None and self.taps.wants(tick)
         source = z if edits is None or edits.clean is None else edits.between(edits.clean_at(z, tick), tick)
@@ -82,7 +85,8 @@ class Taps:
         # Booleans and bytes have no −1 to stand for a row that ended.
         wider = {torch.bool: torch.int8, torch.uint8: torch.int16}
         self.values = {
-            name: torch.zeros((len(kept), len(one.calls), n, *one.shape), dtype=wider.get(one.dtype, one.dtype)) for name, one in passages.items()
+            name: torch.zeros((len(kept), len(one.calls), n, *one.shape), dtype=wider.get(one.dtype, one.dtype))
+            for name, one in passages.items()
         }
         self.sights = [Sight(name, found[name], self._see) for name in passages]
         self._rows = slice(0, n)
@@ -160,7 +164,9 @@ class Edits:
                 continue
             found = find([edit.point], f.model, z, caller="Edit")
             if edit.point not in found:
-                raise ValueError(f"`Edit` got {edit.point!r}, which stands for {len(found)} points. An edit is of one point. Make one for each of {', '.join(found)}.")
+                raise ValueError(
+                    f"`Edit` got {edit.point!r}, which stands for {len(found)} points. An edit is of one point. Make one for each of {', '.join(found)}."
+                )
             calls = survey(f, z, list(found.items()), all_updates=True)
             if edit.point not in calls:
                 raise ValueError(
@@ -216,7 +222,15 @@ def _chosen(edit: Edit, last: int) -> set[int]:
     """The ticks of an edit."""
     there = range(last + 1)
     ticks = edit.ticks
-    chosen = list(there) if ticks is None else list(there[ticks]) if isinstance(ticks, slice) else [ticks] if isinstance(ticks, int) else list(ticks)
+    chosen = (
+        list(there)
+        if ticks is None
+        else list(there[ticks])
+        if isinstance(ticks, slice)
+        else [ticks]
+        if isinstance(ticks, int)
+        else list(ticks)
+    )
     wrong = [tick for tick in chosen if tick not in there]
     if wrong or not chosen:
         raise ValueError(
@@ -253,4 +267,8 @@ def _sentence(edit: Edit, at: set[int]) -> str:
         when = f"tick {ticks[0]}" if len(ticks) == 1 else f"ticks {ticks[0]} to {ticks[-1]}"
     else:
         when = f"ticks {', '.join(map(str, ticks))}"
-    return f"{edit.deed} at {edit.point}, {when}" + (f", in {edit.calls}" if edit.calls else "") + (", in part" if edit.where is not None else "")
+    return (
+        f"{edit.deed} at {edit.point}, {when}"
+        + (f", in {edit.calls}" if edit.calls else "")
+        + (", in part" if edit.where is not None else "")
+    )

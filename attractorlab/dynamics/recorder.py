@@ -11,8 +11,9 @@ from torch import Tensor
 from attractorlab import trees
 from attractorlab.dynamics.inside import Edits, Inside, Taps
 from attractorlab.dynamics.orbits import DIVERGED, check_tol, chunks
+from attractorlab.editing import Continuation, Edit
 from attractorlab.maps import LatentMap, relative
-from attractorlab.points import Continuation, Edit, Tap
+from attractorlab.points import Tap
 from attractorlab.types import Result, State, Trajectory
 
 Keep = Callable[[int], Int[Tensor, " kept"]]
