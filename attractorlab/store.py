@@ -19,6 +19,7 @@ from attractorlab.types import (
     BasinSlice,
     Convergence,
     FixedPointSet,
+    Floquet,
     Instance,
     Origin,
     ProbeFit,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 SCHEMA = 2  # 2: a trajectory has taps, calls, edits and a continuation
 NOUNS = {
     noun.__name__: noun
-    for noun in (Instance, Trajectory, Convergence, FixedPointSet, Spectrum, BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit)
+    for noun in (Instance, Trajectory, Convergence, FixedPointSet, Spectrum, Floquet, BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit)
 }
 Noun = TypeVar("Noun")
 

@@ -266,6 +266,29 @@ class Spectrum:
 
 
 @dataclass(frozen=True, eq=False)
+class Floquet:
+    """A tick's Jacobian as the product of its updates' Jacobians: what each update does to the leading modes, and to each leaf.
+
+    `multipliers` are the eigenvalues of the whole tick, with their `defect` as in a `Spectrum`. `gain` is the factor by which an update stretches the tangent
+    that arrives there from a mode's eigenvector: over the updates the factors multiply to |multiplier|, to within the defect. `part` is the share of the tangent's squared
+    length in each leaf after the update. Once a tangent has vanished, gains are 1 and parts NaN. `block_gain` is the largest singular value of the update's Jacobian from one leaf into
+    the leaves that it rewrites, and `block_error` how far it may be off, by the residual of its singular vectors (0 where the block was formed).
+    """
+
+    multipliers: Complex[Tensor, "point mode"]
+    defect: Float[Tensor, "point mode"]
+    gain: Float[Tensor, "point mode update"]
+    part: Float[Tensor, "point mode update leaf"]
+    block_gain: Float[Tensor, "point update leaf"]
+    block_error: Float[Tensor, "point update leaf"]
+    updates: tuple[str, ...]
+    leaves: tuple[str, ...]
+    method: str
+    clock: str
+    origin: Origin
+
+
+@dataclass(frozen=True, eq=False)
 class BasinEstimate(_HasRows):
     """Which attractor each start reaches, and the share of starts per attractor with its interval.
 

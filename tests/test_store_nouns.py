@@ -14,6 +14,7 @@ from attractorlab.types import (
     BasinSlice,
     Convergence,
     FixedPointSet,
+    Floquet,
     Instance,
     Origin,
     ProbeFit,
@@ -106,6 +107,22 @@ def spectrum():
         method="krylov",
         products=120,
         clock="tick",
+        origin=ORIGIN,
+    )
+
+
+def floquet():
+    return Floquet(
+        multipliers=torch.complex(floats(3, 2, dtype=torch.float64), floats(3, 2, dtype=torch.float64).flip(0)),
+        defect=floats(3, 2),
+        gain=floats(3, 2, 4),
+        part=floats(3, 2, 4, 2),
+        block_gain=floats(3, 4, 2),
+        block_error=floats(3, 4, 2),
+        updates=("0.L0", "0.H", "1.L0", "1.H"),
+        leaves=("z_H", "z_L"),
+        method="dense",
+        clock="2 x recursion",
         origin=ORIGIN,
     )
 
@@ -215,6 +232,7 @@ EXAMPLES = {
     "fixed points": points(),
     "no fixed points": points()[:0],
     "spectrum": spectrum(),
+    "floquet": floquet(),
     "basins": basins(),
     "basins without attractors": basins(0),
     "plane": plane(),
