@@ -177,9 +177,9 @@ class LatentMap:
             return relative(trees.norm(trees.sub(self(z), z)), z)
 
 
-def relative(length: Float[Tensor, " row"], z: State) -> Float[Tensor, " row"]:
-    """`length` over ‖z‖, row by row; over 1 where ‖z‖ is smaller than the square root of the dtype's rounding."""
-    whole = trees.norm(z)
+def relative(length: Float[Tensor, " row"], z: State, *, norm: Float[Tensor, " row"] | None = None) -> Float[Tensor, " row"]:
+    """`length` over ‖z‖ (`norm`, if it is known), row by row; over 1 where ‖z‖ is smaller than the square root of the dtype's rounding."""
+    whole = trees.norm(z) if norm is None else norm
     return length / torch.where(whole > torch.finfo(whole.dtype).eps ** 0.5, whole, torch.ones_like(whole))
 
 

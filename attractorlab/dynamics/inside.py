@@ -85,7 +85,7 @@ class Taps:
         # Booleans and bytes have no −1 to stand for a row that ended.
         wider = {torch.bool: torch.int8, torch.uint8: torch.int16}
         self.values = {
-            name: torch.zeros((len(kept), len(one.calls), n, *one.shape), dtype=wider.get(one.dtype, one.dtype))
+            name: torch.empty((len(kept), len(one.calls), n, *one.shape), dtype=wider.get(one.dtype, one.dtype))
             for name, one in passages.items()
         }
         self.sights = [Sight(name, found[name], self._see) for name in passages]

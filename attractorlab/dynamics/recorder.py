@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from attractorlab import trees
@@ -21,6 +21,7 @@ Keep = Callable[[int], Int[Tensor, " kept"]]
 Kick = Callable[[State, int], State]
 """Given the state and its tick, the state to go on from."""
 LAGS = 8  # longest period that is looked for at the end
+COMPLETED, ENDED = Result.COMPLETED.code, (Result.DIVERGED.code, Result.NONFINITE.code)
 REST_TICKS = 3  # ticks in a row below `rest` after which a row is followed no further
 
 
@@ -135,15 +136,19 @@ def trace(
     plan = None if continuation is None else Edits(f, z, edits, continuation, ticks=ticks)
     # A kick or an edit may couple what it does to the row numbers, so it gets them all; without one, rows go through in chunks that fit the cache.
     whole = kick is not None or plan is not None
-    parts = []
+    # Allocated whole, and filled by the chunks: what is recorded is copied once.
+    states = {name: leaf.new_empty((len(kept), *leaf.shape), device="cpu") for name, leaf in z.items()}
+    parts: list[_Part] = []
     with ExitStack() as stack:
         inside = None if taps is None and plan is None else stack.enter_context(Inside(taps, plan))
         for rows in [torch.arange(trees.rows(z))] if whole else chunks(z):
-            if taps is not None and len(rows):
-                taps.chunk(int(rows[0]), int(rows[-1]) + 1)
-            parts.append(_follow(f if whole else f.take(rows), trees.take(z, rows), ticks, kept, rest, kick, inside))
+            first = sum(part.result.shape[0] for part in parts)
+            mine = {name: leaf[:, first : first + len(rows)] for name, leaf in states.items()}
+            if taps is not None:
+                taps.chunk(first, first + len(rows))
+            parts.append(_follow(f if whole else f.take(rows), trees.take(z, rows), ticks, mine, kept, rest, kick, inside))
     return Trajectory(
-        states={name: torch.cat([part.states[name] for part in parts], dim=1) for name in z},
+        states=states,
         kept=kept,
         ticks=torch.arange(ticks + 1),
         residual=torch.cat([part.residual for part in parts], dim=1),
@@ -198,7 +203,6 @@ def _bytes(values: Tensor) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    states: Mapping[str, Tensor]
     residual: Tensor
     recurrence: Tensor
     readouts: Mapping[str, Tensor]
@@ -207,38 +211,43 @@ class _Part:
 
 
 @torch.no_grad()
-def _follow(f: LatentMap, z: State, ticks: int, kept: Tensor, rest: float | None, kick: Kick | None, inside: Inside | None) -> _Part:
+def _follow(
+    f: LatentMap, z: State, ticks: int, states: State, kept: Tensor, rest: float | None, kick: Kick | None, inside: Inside | None
+) -> _Part:
+    """Follow the rows of one chunk; their states go to `states`."""
     n = trees.rows(z)
-    wanted = set(kept.tolist())
+    place = {tick: k for k, tick in enumerate(kept.tolist())}
     large = DIVERGED * trees.norm(z).clamp(min=1)
     device = large.device
-    states: dict[str, list[Tensor]] = {name: [] for name in z}
     seen: list[dict[str, Tensor]] = []  # what was read at each tick, of the rows in `index`
     index: list[Tensor] = []
     past: list[State] = []
-    last_tick = torch.full((n,), -1, device=device)
-    result = torch.full((n,), Result.COMPLETED.code, device=device)
+    last_tick = torch.full((n,), ticks, device=device)
+    result = torch.full((n,), COMPLETED, device=device)
     calm = torch.zeros(n, dtype=torch.int64, device=device)  # ticks in a row below `rest`
     moving = torch.arange(n, device=device)  # the rows that are still followed; z holds these alone
-    whole = {name: leaf.clone() for name, leaf in z.items()}  # all rows: those at rest as they were last
+    alive = torch.ones(n, dtype=torch.bool, device=device)  # of these, the ones that have not ended
+    sound = True  # whether no row has ended: the usual case, kept short
+    whole = dict(z)  # all rows: those at rest as they were last
     logits: Tensor | None = None
     for t in range(ticks + 1):
         if inside is not None:
             z = inside.arrive(z, t)
-        finite, bounded = trees.finite(z), trees.norm(z) <= large
-        code = torch.where(finite, torch.where(bounded, Result.COMPLETED.code, Result.DIVERGED.code), Result.NONFINITE.code)
-        result[moving] = torch.where(result[moving] == Result.COMPLETED.code, code, result[moving])
-        alive = result[moving] == Result.COMPLETED.code
-        last_tick[moving] = torch.where(alive, t, last_tick[moving])
-        if t in wanted or ticks - t <= LAGS:
+        size = trees.norm(z)
+        fine = (size <= large) & size.isfinite()
+        if not (sound and bool(fine.all())):
+            sound, alive = False, _end(z, size <= large, t, moving=moving, result=result, last_tick=last_tick)
+        if len(moving) == n:
+            whole = dict(z)
+        elif t in place or ticks - t <= LAGS:
             for name, leaf in z.items():
                 whole[name][moving] = leaf
-        if t in wanted:
-            ended = (result == Result.DIVERGED.code) | (result == Result.NONFINITE.code)
+        if t in place:
             for name, leaf in whole.items():
-                states[name].append(_blank(leaf, ~ended).to("cpu", copy=True))
+                states[name][place[t]] = leaf if sound else _blank(leaf, ~_ended(result))
         if ticks - t <= LAGS:
-            past.append({name: leaf.clone() for name, leaf in whole.items()})
+            # A kick may write into a leaf that the map handed on.
+            past.append(dict(z) if len(moving) == n and kick is None else {name: leaf.clone() for name, leaf in whole.items()})
         if not len(moving):
             if inside is not None:
                 inside.keep(t)
@@ -247,39 +256,54 @@ def _follow(f: LatentMap, z: State, ticks: int, kept: Tensor, rest: float | None
             new = onward = f(z)
         else:
             new, onward = inside.step(f, z, t, moving=moving, alive=alive, last=t == ticks)
-        r = relative(trees.norm(trees.sub(new, z)), z)
+        r = relative(trees.norm(trees.sub(new, z)), z, norm=size)
         out = f.readout(z)
-        seen.append({name: _blank(value, alive) for name, value in {"": r, **_read(out, logits)}.items()})
+        seen.append({name: value if sound else _blank(value, alive) for name, value in {"": r, **_read(out, logits)}.items()})
         index.append(moving)
         logits = out.get("logits")
         if rest is not None:
             calm[moving] = torch.where(r < rest, calm[moving] + 1, 0)
             leaves = alive & (calm[moving] >= REST_TICKS)
             if bool(leaves.any()):
+                if len(moving) == n:
+                    whole = {name: leaf.clone() for name, leaf in z.items()}
                 for name, leaf in z.items():
                     whole[name][moving[leaves]] = leaf[leaves]
-                result[moving[leaves]] = Result.CONVERGED.code
+                result[moving[leaves]], last_tick[moving[leaves]] = Result.CONVERGED.code, t
                 stay = ~leaves
-                f, onward, moving, large = f.take(stay.nonzero().squeeze(1).cpu()), trees.take(onward, stay), moving[stay], large[stay]
+                f, onward, moving = f.take(stay.nonzero().squeeze(1).cpu()), trees.take(onward, stay), moving[stay]
+                alive, large = alive[stay], large[stay]
                 logits = None if logits is None else logits[stay]
         if t < ticks:
             z = onward if kick is None else kick(onward, t + 1)
     lags = [relative(trees.norm(trees.sub(whole, older)), whole) for older in reversed(past[:-1])]
     lags += [torch.full_like(large.new_empty(n), torch.nan)] * (LAGS - len(lags))
-    ended = (result == Result.DIVERGED.code) | (result == Result.NONFINITE.code)
     scalars = {name: _held([one[name] for one in seen], index, n, ticks + 1).cpu() for name in seen[0]}
     return _Part(
-        states={name: torch.stack(leaves) for name, leaves in states.items()},
         residual=scalars.pop(""),
-        recurrence=torch.stack([_blank(r, ~ended) for r in lags]).cpu(),
+        recurrence=torch.stack([_blank(r, ~_ended(result)) for r in lags]).cpu(),
         readouts=scalars,
         last_tick=last_tick.cpu(),
         result=result.cpu(),
     )
 
 
+def _end(z: State, bounded: Tensor, tick: int, *, moving: Tensor, result: Tensor, last_tick: Tensor) -> Bool[Tensor, " row"]:
+    """Enter the rows that ended at `tick` into `result` and `last_tick`; which of the rows of `z` have not ended."""
+    code = torch.where(trees.finite(z), torch.where(bounded, COMPLETED, Result.DIVERGED.code), Result.NONFINITE.code)
+    ends = (result[moving] == COMPLETED) & (code != COMPLETED)
+    result[moving[ends]], last_tick[moving[ends]] = code[ends], tick - 1
+    return result[moving] == COMPLETED
+
+
+def _ended(result: Tensor) -> Bool[Tensor, " row"]:
+    return (result == ENDED[0]) | (result == ENDED[1])
+
+
 def _held(values: list[Tensor], index: list[Tensor], n: int, ticks: int) -> Shaped[Tensor, "time row ..."]:
     """The values of each tick for all rows: those of `index` anew, the others as they were last."""
+    if len(values) == ticks and len(index[-1]) == n:
+        return torch.stack(values)
     held = values[0].new_empty((ticks, n, *values[0].shape[1:]))
     for t in range(ticks):
         if t:
@@ -291,7 +315,8 @@ def _held(values: list[Tensor], index: list[Tensor], n: int, ticks: int) -> Shap
 
 def _read(out: Mapping[str, Tensor], before: Tensor | None) -> dict[str, Tensor]:
     """What is recorded of one tick's readouts."""
-    read = {name: value for name, value in out.items() if name != "logits"}
+    # A copy: a part of a state would keep the whole of it in memory.
+    read = {name: _wide(value).clone() for name, value in out.items() if name != "logits"}
     if "logits" in out:
         logits = out["logits"]
         top = logits.topk(2, dim=-1)
@@ -304,7 +329,11 @@ def _read(out: Mapping[str, Tensor], before: Tensor | None) -> dict[str, Tensor]
 
 def _blank(values: Tensor, alive: Tensor) -> Tensor:
     """`values` with the rows that ended replaced by NaN, or −1."""
-    if values.dtype in (torch.bool, torch.uint8):  # they have no −1
-        values = values.to(torch.int8 if values.dtype == torch.bool else torch.int16)
+    values = _wide(values)
     mask = alive.reshape(-1, *[1] * (values.ndim - 1))
     return torch.where(mask, values, torch.nan if values.is_floating_point() or values.is_complex() else -1)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """`values`, in a dtype that has a −1."""
+    return values.to({torch.bool: torch.int8, torch.uint8: torch.int16}.get(values.dtype, values.dtype))
