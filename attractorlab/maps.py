@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attractorlab import trees
+from attractorlab import points, trees
 from attractorlab.types import Drive, Origin, State
 
 Rule = Callable[[State, Drive], State]
@@ -150,6 +150,22 @@ class LatentMap:
             for (name, leaf), part in zip(leaves.items(), pulled, strict=True)
         }
 
+    def names(self, z: State) -> points.Points:
+        """Every point of a tick that can be tapped and edited, with its shape, its axes and the updates in which it fires.
+
+        Printed, it is a table. The tick is run once, from the first row of `z`, to see what fires. Left out are submodules that do not run in a tick
+        (a readout head) and those that give no tensor with a row for each row of the state.
+
+        Example:
+            >>> model = torch.nn.Linear(3, 3)
+            >>> f = LatentMap(lambda z, x: {"z": torch.tanh(model(z["z"]))}, {}, model=torch.nn.ModuleDict({"cell": model}))
+            >>> f.names({"z": torch.zeros(1, 3)})
+            name  kind    shape of one row  fires
+            z     leaf    width 3           once
+            cell  module  width 3           once
+        """
+        return points.names(self, z)
+
     def residual(self, z: State) -> Float[Tensor, " row"]:
         """The relative residual ‖f(z) − z‖/‖z‖ of each row.
 
@@ -161,9 +177,9 @@ class LatentMap:
             return relative(trees.norm(trees.sub(self(z), z)), z)
 
 
-def relative(length: Float[Tensor, " row"], z: State) -> Float[Tensor, " row"]:
-    """`length` over ‖z‖, row by row; over 1 where ‖z‖ is smaller than the square root of the dtype's rounding."""
-    whole = trees.norm(z)
+def relative(length: Float[Tensor, " row"], z: State, *, norm: Float[Tensor, " row"] | None = None) -> Float[Tensor, " row"]:
+    """`length` over ‖z‖ (`norm`, if it is known), row by row; over 1 where ‖z‖ is smaller than the square root of the dtype's rounding."""
+    whole = trees.norm(z) if norm is None else norm
     return length / torch.where(whole > torch.finfo(whole.dtype).eps ** 0.5, whole, torch.ones_like(whole))
 
 

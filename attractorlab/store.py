@@ -21,6 +21,7 @@ from attractorlab.types import (
     BasinSlice,
     Convergence,
     FixedPointSet,
+    Floquet,
     Instance,
     Origin,
     ProbeFit,
@@ -34,10 +35,10 @@ from attractorlab.types import (
 if TYPE_CHECKING:
     import xarray
 
-SCHEMA = 1
+SCHEMA = 2  # 2: a trajectory has taps, calls, edits and a continuation
 NOUNS = {
     noun.__name__: noun
-    for noun in (Instance, Trajectory, Convergence, FixedPointSet, Spectrum, BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit)
+    for noun in (Instance, Trajectory, Convergence, FixedPointSet, Spectrum, Floquet, BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit)
 }
 Noun = TypeVar("Noun")
 
@@ -72,7 +73,9 @@ class Run:
         self.path = Path(path)
         try:
             found = json.loads((self.path / "manifest.json").read_text())
-            self.manifest = Manifest(config=dict(found["config"]), units=tuple(found["units"]), created=found["created"], schema=found["schema"])
+            self.manifest = Manifest(
+                config=dict(found["config"]), units=tuple(found["units"]), created=found["created"], schema=found["schema"]
+            )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"{self.path} has no readable manifest.json ({type(error).__name__}). A run is a folder that `attractorlab record` or `report` made. "
@@ -96,7 +99,11 @@ class Run:
         if (place / "manifest.json").exists():
             run = cls(place)
             if json.loads(json.dumps(dict(config))) != run.manifest.config or tuple(units) != run.manifest.units:
-                differ = sorted(key for key in {*config, *run.manifest.config} if json.loads(json.dumps(config.get(key))) != run.manifest.config.get(key))
+                differ = sorted(
+                    key
+                    for key in {*config, *run.manifest.config}
+                    if json.loads(json.dumps(config.get(key))) != run.manifest.config.get(key)
+                )
                 raise RunError(
                     f"{place} holds a run that differs in {', '.join(differ) or 'its units'}. A run is only continued with the same settings. "
                     "Choose another --out, or remove that folder."
@@ -133,7 +140,9 @@ class Run:
         import xarray
 
         if unit not in self.manifest.units:
-            raise RunError(f"{self.path} has no unit {unit!r}. A run holds the units of its manifest. Use one of {', '.join(self.manifest.units)}.")
+            raise RunError(
+                f"{self.path} has no unit {unit!r}. A run holds the units of its manifest. Use one of {', '.join(self.manifest.units)}."
+            )
 
         temporary = self.path / "segments" / f".tmp-{uuid.uuid4().hex}"
         try:
@@ -157,7 +166,9 @@ class Run:
         import xarray
 
         if not self.has(unit):
-            raise RunError(f"{self.path} has no segment {unit!r}. A unit is read once it is complete. Run the command again to complete it.")
+            raise RunError(
+                f"{self.path} has no segment {unit!r}. A unit is read once it is complete. Run the command again to complete it."
+            )
         try:
             with xarray.open_datatree(self._segment(unit), engine="zarr", consolidated=False) as tree:
                 return {name: from_dataset(node.to_dataset().load()) for name, node in tree.children.items()}
@@ -194,7 +205,9 @@ class Run:
         """
         parts = [self.read(unit)["trajectory"] for unit in self.done() if unit.rpartition("-")[0] == series]
         if not parts:
-            raise RunError(f"{self.path} has no finished unit of series {series!r}. There is nothing to read yet. Run the command again to continue it.")
+            raise RunError(
+                f"{self.path} has no finished unit of series {series!r}. There is nothing to read yet. Run the command again to continue it."
+            )
         return join(parts)
 
     def bytes(self) -> int:
@@ -209,10 +222,23 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
     """Trajectories of different rows of one run as one.
 
     Raises:
-        RunError: If they are of different clocks, ticks, leaves, readouts or weights.
+        RunError: If they are of different clocks, ticks, leaves, readouts, taps, edits or weights.
     """
     first = parts[0]
-    kinds = {(part.clock, part.origin.weights, tuple(part.states), tuple(part.readouts), *part.kept.tolist(), *part.ticks.tolist()) for part in parts}
+    kinds = {
+        (
+            part.clock,
+            part.origin.weights,
+            tuple(part.states),
+            tuple(part.readouts),
+            tuple(part.calls.items()),
+            part.edits,
+            part.continuation,
+            *part.kept.tolist(),
+            *part.ticks.tolist(),
+        )
+        for part in parts
+    }
     if len(kinds) > 1:
         clocks = ", ".join(sorted({f"{int(part.ticks[-1])} ticks of {part.clock} of {part.origin.model}" for part in parts}))
         raise RunError(
@@ -236,6 +262,10 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
         start=side_by_side("start", 0),
         clock=first.clock,
         origin=first.origin,
+        taps={name: torch.cat([part.taps[name] for part in parts], dim=2) for name in first.taps},
+        calls=first.calls,
+        edits=first.edits,
+        continuation=first.continuation,
     )
 
 
@@ -255,7 +285,9 @@ def to_dataset(noun: Any) -> "xarray.Dataset":
         elif isinstance(value, Mapping) and all(isinstance(leaf, Tensor) for leaf in value.values()):
             named = dims.get(one.name, ("...",))
             for key, leaf in value.items():
-                variables[f"{one.name}.{key}"] = _variable(leaf, named, f"{one.name}.{key}")
+                # Points fire unequally often: the call axis is a point's own.
+                own = [f"call.{key}" if dim == "call" else dim for dim in named]
+                variables[f"{one.name}.{key}"] = _variable(leaf, own, f"{one.name}.{key}")
             attributes[one.name] = json.dumps(list(value))
         else:
             attributes[one.name] = json.dumps(value if not isinstance(value, Mapping) else dict(value))
@@ -288,6 +320,8 @@ def from_dataset(data: "xarray.Dataset") -> Any:
                 values[one.name] = {key: _tensor(data[f"{one.name}.{key}"]) for key in stored}
             elif stored == [] and "Mapping" in str(one.type):
                 values[one.name] = {}
+            elif isinstance(stored, dict):
+                values[one.name] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
             else:
                 values[one.name] = tuple(stored) if isinstance(stored, list) else stored
     return noun(**values)

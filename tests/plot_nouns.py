@@ -2,7 +2,7 @@
 
 import torch
 
-from attractorlab.types import BasinEstimate, BasinSlice, Convergence, Origin, ProbeFit, Projection, ScalingGrid, Spectrum
+from attractorlab.types import BasinEstimate, BasinSlice, Convergence, Floquet, Origin, ProbeFit, Projection, ScalingGrid, Spectrum
 
 ORIGIN = Origin(model="toy", dtype="float32")
 TICKS = 40
@@ -30,6 +30,26 @@ def convergence_of(
         instance=row // 4,
         start=row % 4,
         tol=1e-3,
+        clock=clock,
+        origin=ORIGIN,
+    )
+
+
+def floquet_of(points: int, modes: int, *, updates: tuple[str, ...] = ("L0", "L1", "H"), clock: str = "recursion") -> Floquet:
+    """Gains of 2, 1, 1/2, ... over the updates, times 0.8 a mode; the tangent moves from z_H to z_L."""
+    n = len(updates)
+    gain = (2.0 - torch.arange(n) / 2).abs() * 0.8 ** torch.arange(modes)[:, None] * (1 + torch.arange(points)[:, None, None] / 10)
+    share = torch.linspace(0.9, 0.1, n).expand(points, modes, n)
+    return Floquet(
+        multipliers=gain.prod(2).to(torch.complex64),
+        defect=torch.full((points, modes), 1e-8),
+        gain=gain,
+        part=torch.stack([share, 1 - share], dim=3),
+        block_gain=torch.arange(2 * n).reshape(n, 2).expand(points, n, 2).float(),
+        block_error=torch.zeros(points, n, 2),
+        updates=updates,
+        leaves=("z_H", "z_L"),
+        method="dense",
         clock=clock,
         origin=ORIGIN,
     )

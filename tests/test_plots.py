@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from attractorlab import plots
-from tests.plot_nouns import ORIGIN, TICKS, basins_of, convergence_of, fit_of, grid_of, plane_of, projection_of, spectrum_of
+from tests.plot_nouns import ORIGIN, TICKS, basins_of, convergence_of, fit_of, floquet_of, grid_of, plane_of, projection_of, spectrum_of
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -22,6 +22,7 @@ ALL: dict[str, Callable[[], go.Figure]] = {
     "settled_by_solved": lambda: plots.settled_by_solved(convergence_of(24)),
     "residual_vs_accuracy": lambda: plots.residual_vs_accuracy(convergence_of(24)),
     "spectrum": lambda: plots.spectrum(spectrum_of(24, 6)),
+    "floquet": lambda: plots.floquet(floquet_of(24, 4)),
     "basins": lambda: plots.basins(basins_of([[6, 2], [5, 1, 1, 1]], [0, 0])),
     "basins by solution": lambda: plots.basins(basins_of([[6, 1], [5, 1]], [1, 2]), solved=torch.tensor([True, False, False, True])),
     "basin_slice": lambda: plots.basin_slice(plane_of(torch.arange(24).reshape(6, 4) % 3 - 1)),
@@ -41,6 +42,7 @@ EMPTY: dict[str, Callable[[], go.Figure]] = {
     "residual_vs_accuracy": lambda: plots.residual_vs_accuracy(convergence_of(0)),
     "accuracy without targets": lambda: plots.residual_vs_accuracy(convergence_of(4, targets=False)),
     "spectrum": lambda: plots.spectrum(spectrum_of(0, 4)),
+    "floquet": lambda: plots.floquet(floquet_of(0, 4)),
     "basins": lambda: plots.basins(basins_of([], [])),
     "basin_slice": lambda: plots.basin_slice(plane_of(torch.zeros(0, 0, dtype=torch.int64))),
     "trajectories": lambda: plots.trajectories([projection_of(0)], []),
@@ -57,6 +59,7 @@ LONE: dict[str, Callable[[], go.Figure]] = {
     "without targets": lambda: plots.settle_times(convergence_of(5, targets=False)),
     "one row, accuracy": lambda: plots.residual_vs_accuracy(convergence_of(1)),
     "one eigenvalue": lambda: plots.spectrum(spectrum_of(1, 1)),
+    "one mode, one update": lambda: plots.floquet(floquet_of(1, 1, updates=("tick",))),
     "undecided only": lambda: plots.basins(basins_of([[], []], [8, 8])),
     "undecided only, by solution": lambda: plots.basins(basins_of([[]], [8]), solved=torch.zeros(0, dtype=torch.bool)),
     "none solved": lambda: plots.basins(basins_of([[3, 1]], [0]), solved=torch.tensor([False, False])),
@@ -176,6 +179,19 @@ def test_the_spectrum_has_equal_scales_a_unit_circle_and_every_eigenvalue() -> N
     assert any((trace.name or "").startswith("unstable (") for trace in fig.data)
 
 
+def test_gains_are_drawn_as_medians_for_each_mode_and_leaf_and_zeros_are_named() -> None:
+    noun = floquet_of(5, 8)
+    fig = plots.floquet(noun)
+    lines = {(line.xaxis, line.name): np.asarray(line.y) for line in fig.data if line.mode == "lines+markers"}
+    assert len(lines) == 6 + 2 + 2 and "6 modes drawn" in fig.layout.title.subtitle.text
+    first = next(y for (axis, name), y in lines.items() if name.startswith("mode 1, "))
+    np.testing.assert_allclose(first, noun.gain[:, 0].median(0).values, rtol=1e-6)
+    np.testing.assert_allclose(lines["x2", "z_L"], noun.part[0, 0, :, 1], rtol=1e-6)
+    assert lines["x3", "z_H"].tolist() == [2, 4] and lines["x3", "z_L"].tolist() == [1, 3, 5], "a logarithmic axis has no zero"
+    assert "exact zeros left out" in fig.layout.title.subtitle.text
+    assert fig.layout.xaxis.ticktext == ("L0", "L1", "H") and fig.layout.yaxis.type == fig.layout.yaxis3.type == "log"
+
+
 def test_only_errors_that_can_be_seen_get_whiskers() -> None:
     small, large = plots.spectrum(spectrum_of(5, 3)), plots.spectrum(spectrum_of(5, 3, defect=0.1))
     assert not any(trace.error_x.array is not None for trace in small.data)
@@ -291,6 +307,7 @@ def test_names_with_markup_are_shown_letter_by_letter() -> None:
     figures = [
         plots.residual_curves(dataclasses.replace(convergence_of(4), origin=hostile, clock=HOSTILE)),
         plots.spectrum(spectrum_of(2, 2), groups=[HOSTILE, "b"]),
+        plots.floquet(dataclasses.replace(floquet_of(2, 2, updates=(HOSTILE, "b")), leaves=(HOSTILE, "b"), clock=HOSTILE, method=HOSTILE)),
         plots.basins(dataclasses.replace(basins_of([[3, 1]], [0]), sampler=HOSTILE, origin=hostile, clock=HOSTILE)),
         plots.basin_slice(dataclasses.replace(plane_of(torch.zeros(3, 3).long()), clock=HOSTILE), names={0: HOSTILE}),
         plots.trajectories([projection_of(3, method=HOSTILE, clock=HOSTILE)], [HOSTILE, "a", "b"]),

@@ -23,14 +23,16 @@ MAY_IMPORT = {
     "errors": "",
     "types": "",
     "trees": "types",
-    "maps": "types trees",
+    "points": "types trees",
+    "editing": "types points",
+    "maps": "types trees points",
     "testing": "types trees maps",
     "statistics": "",
     "store": "errors types",
     "tasks": "errors types",
     "models": "errors types trees maps",
     "training": "errors types trees maps tasks models",
-    "dynamics": "types trees maps statistics",
+    "dynamics": "types trees points editing maps statistics",
     "sweep": "errors types trees maps store models dynamics",
     "projection": "types trees statistics",
     "probing": "types trees maps statistics",
@@ -59,6 +61,7 @@ ONLY = {
 }
 COMMON = {"torch", "numpy", "jaxtyping"}
 LONGEST = 400
+# File: why it may be longer.
 LONGER: dict[str, str] = {}  # file: why it may be longer
 FOLDERS = (".ci", "attractorlab", "benchmarks", "notebooks", "probes", "tests")
 TEXT = {"", ".cfg", ".css", ".csv", ".html", ".ipynb", ".js", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml"}

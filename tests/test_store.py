@@ -122,8 +122,8 @@ FOREIGN = [
     '"text"',
     "{}",
     '{"name": "a web page", "version": 2}',
-    '{"config": 3, "units": ["a"], "created": "x", "schema": 1}',
-    '{"config": {}, "units": 4, "created": "x", "schema": 1}',
+    '{"config": 3, "units": ["a"], "created": "x", "schema": 2}',
+    '{"config": {}, "units": 4, "created": "x", "schema": 2}',
 ]
 
 
@@ -145,8 +145,8 @@ def test_binary_and_absent_manifests_are_refused(tmp_path):
 def test_another_schema_is_refused(tmp_path):
     fresh(tmp_path)
     text = (tmp_path / "manifest.json").read_text()
-    (tmp_path / "manifest.json").write_text(text.replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(RunError, match=r"has schema 2. This version reads schema 1. Use the version of attractorlab that wrote it"):
+    (tmp_path / "manifest.json").write_text(text.replace('"schema": 2', '"schema": 3'))
+    with pytest.raises(RunError, match=r"has schema 3. This version reads schema 2. Use the version of attractorlab that wrote it"):
         Run(tmp_path)
 
 
@@ -155,7 +155,7 @@ def test_units_stay_in_the_folder(tmp_path, unit):
     with pytest.raises(RunError, match=r"A run has a unit .*names a file.*Use letters, digits, dots and hyphens"):
         fresh(tmp_path / "run", units=("a", unit))
     assert not (tmp_path / "run").exists()
-    foreign = {"config": {}, "units": [unit], "created": "x", "schema": 1}
+    foreign = {"config": {}, "units": [unit], "created": "x", "schema": 2}
     (tmp_path / "manifest.json").write_text(json.dumps(foreign))
     with pytest.raises(RunError, match="A run has a unit"):
         Run(tmp_path)

@@ -14,6 +14,7 @@ from attractorlab.types import (
     BasinSlice,
     Convergence,
     FixedPointSet,
+    Floquet,
     Instance,
     Origin,
     ProbeFit,
@@ -106,6 +107,22 @@ def spectrum():
         method="krylov",
         products=120,
         clock="tick",
+        origin=ORIGIN,
+    )
+
+
+def floquet():
+    return Floquet(
+        multipliers=torch.complex(floats(3, 2, dtype=torch.float64), floats(3, 2, dtype=torch.float64).flip(0)),
+        defect=floats(3, 2),
+        gain=floats(3, 2, 4),
+        part=floats(3, 2, 4, 2),
+        block_gain=floats(3, 4, 2),
+        block_error=floats(3, 4, 2),
+        updates=("0.L0", "0.H", "1.L0", "1.H"),
+        leaves=("z_H", "z_L"),
+        method="dense",
+        clock="2 x recursion",
         origin=ORIGIN,
     )
 
@@ -205,11 +222,18 @@ EXAMPLES = {
     "instance without targets": instance(targets=None, difficulty=None),
     "trajectory": trajectory(),
     "trajectory without readouts": trajectory(readouts={}),
+    "tapped and edited trajectory": trajectory(
+        taps={"z_L": floats(2, 2, 3, 5, dtype=torch.float16), "layers.0.mlp": ints(2, 3, 3, 4, 2)},
+        calls={"z_L": ("0.L0", "0.L1"), "layers.0.mlp": ("", "", "")},
+        edits=("freeze at z_L, tick 3", "patch at ü, ticks 0 to 2"),
+        continuation="clamped",
+    ),
     "convergence": convergence(),
     "convergence without targets": convergence(solved=None, first_solved=None, stays_solved=None, tol=INF),
     "fixed points": points(),
     "no fixed points": points()[:0],
     "spectrum": spectrum(),
+    "floquet": floquet(),
     "basins": basins(),
     "basins without attractors": basins(0),
     "plane": plane(),
@@ -266,6 +290,8 @@ def test_a_dataset_names_its_dimensions_and_gives_the_noun_back(name):
 def test_other_tools_see_the_words_of_the_nouns():
     data = to_dataset(trajectory())
     assert data["residual"].dims == ("time", "row") and data["states.z_H"].dims[:2] == ("kept", "row")
+    tapped = to_dataset(EXAMPLES["tapped and edited trajectory"])
+    assert tapped["taps.z_L"].dims[:3] == ("kept", "call.z_L", "row") and tapped.sizes["call.layers.0.mlp"] == 3
     assert to_dataset(basins())["share_if"].dims == ("attractor", "bound")
     assert json.loads(data.attrs["origin"])["weights"] == "ab12"
 

@@ -21,6 +21,7 @@ def test_dimension_names_are_read_from_the_annotations() -> None:
         "result": ("row",),
         "instance": ("row",),
         "start": ("row",),
+        "taps": ("kept", "call", "row", "..."),
     }
     assert dims_of(Spectrum)["eigenvalues"] == ("point", "mode")
     assert dims_of(Convergence)["solved"] == dims_of(Convergence)["residual"] == ("time", "row")  # also when it may be None
@@ -29,7 +30,7 @@ def test_dimension_names_are_read_from_the_annotations() -> None:
 
 
 def test_every_field_of_a_noun_that_holds_numbers_names_its_dimensions() -> None:
-    plain = {"Origin", "Finding", "Report", "_HasRows"}
+    plain = {"Origin", "Finding", "Report", "HasRows"}
     nouns = [noun for noun in vars(types).values() if is_dataclass(noun) and isinstance(noun, type) and noun.__name__ not in plain]
     assert len(nouns) >= 10
     for noun in nouns:

@@ -1,15 +1,19 @@
 """trace: follow every row for a number of ticks and keep what is asked for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from attractorlab import trees
+from attractorlab.dynamics.inside import Edits, Inside, Taps
 from attractorlab.dynamics.orbits import DIVERGED, check_tol, chunks
+from attractorlab.editing import Continuation, Edit
 from attractorlab.maps import LatentMap, relative
+from attractorlab.points import Tap
 from attractorlab.types import Result, State, Trajectory
 
 Keep = Callable[[int], Int[Tensor, " kept"]]
@@ -17,6 +21,7 @@ Keep = Callable[[int], Int[Tensor, " kept"]]
 Kick = Callable[[State, int], State]
 """Given the state and its tick, the state to go on from."""
 LAGS = 8  # longest period that is looked for at the end
+COMPLETED, ENDED = Result.COMPLETED.code, (Result.DIVERGED.code, Result.NONFINITE.code)
 REST_TICKS = 3  # ticks in a row below `rest` after which a row is followed no further
 
 
@@ -51,8 +56,8 @@ def log_spaced(n: int) -> Keep:
     )
 
 
-def bytes_of(f: LatentMap, z: State, *, ticks: int, keep: Keep) -> int:
-    """How many bytes `trace` with these arguments will hold: the price of `keep`.
+def bytes_of(f: LatentMap, z: State, *, ticks: int, keep: Keep, tap: Tap | None = None) -> int:
+    """How many bytes `trace` with these arguments will hold: the price of `keep` and `tap`.
 
     Example:
         >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"] + 1}, {}, clock="tick")
@@ -69,10 +74,23 @@ def bytes_of(f: LatentMap, z: State, *, ticks: int, keep: Keep) -> int:
     per_tick = scalar + sum(_bytes(_blank(value.cpu(), alive)) for value in read.values())
     # Besides: the recurrence at every lag, and last_tick, result, instance and start.
     per_row = kept * sum(_bytes(leaf) for leaf in one.values()) + (ticks + 1) * per_tick + LAGS * scalar + 4 * 8
+    if tap is not None:
+        per_row += kept * sum(_bytes(values) for values in Taps(f, one, tap, kept=torch.zeros(1).long(), hold=False).values.values())
     return trees.rows(z) * per_row + 8 * (kept + ticks + 1)
 
 
-def trace(f: LatentMap, z: State, *, ticks: int, keep: Keep, rest: float | None = None, kick: Kick | None = None) -> Trajectory:
+def trace(
+    f: LatentMap,
+    z: State,
+    *,
+    ticks: int,
+    keep: Keep,
+    rest: float | None = None,
+    kick: Kick | None = None,
+    tap: Tap | None = None,
+    edits: Sequence[Edit] = (),
+    continuation: Continuation | None = None,
+) -> Trajectory:
     """Follow every row of `z` for `ticks` ticks.
 
     Residuals and readouts are recorded at each tick from 0 to `ticks`, before anything is cast down. A readout named "logits" is
@@ -88,13 +106,21 @@ def trace(f: LatentMap, z: State, *, ticks: int, keep: Keep, rest: float | None 
             that are left; its `result` is CONVERGED and its `last_tick` says from when. Choose it near the rounding floor of the dtype: over the n ticks left, such a
             row could have moved by n times `rest` at most. Leave it out to follow every row to the end.
         kick: Changes the state between ticks, for noise and interventions. It sees all rows at once.
+        tap: What is recorded inside the ticks, at the kept ones: every call of the points that it names, in the application that starts from the state of that
+            tick, the last included. Recording leaves the run as it is, to the bit, except that compiled modules run as written meanwhile.
+        edits: What is changed in the run, see `patch`, `steer`, `ablate`, `freeze`, `add_noise`; several at one point are made in their order. What is recorded of
+            a tick (state, readouts, taps) is of the edited run, but a residual is always that of the map itself, without edits, at the state on record: it
+            says how far the edit holds the state from where the map would take it. Ticks with an edit inside cost two applications. Edits see all rows at once.
+        continuation: How an edited run goes on, asked for with edits: `free_running`, `clamped` or `teacher_forced(clean)`. Teacher-forced, the state
+            on record at tick t is what one edited tick made of the clean state at t − 1, edits before that tick included.
 
     Returns:
         One column per row of `z`, in the same order. A row that leaves the finite numbers, or grows 10⁸-fold, ends there with its
         `result`; the others go on.
 
     Raises:
-        ValueError: If `ticks` is below 1, `keep` leaves out the last tick, or `z` and `f` differ in their number of rows.
+        ValueError: If `ticks` is below 1, `keep` leaves out the last tick, `z` and `f` differ in their number of rows, options exclude each other, or a tap or edit names
+            no point of the tick, or one that does not run.
 
     Example:
         >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"] + 1}, {}, clock="tick")
@@ -103,18 +129,26 @@ def trace(f: LatentMap, z: State, *, ticks: int, keep: Keep, rest: float | None 
     """
     if ticks < 1:
         raise ValueError(f"`trace` got ticks={ticks}. A trajectory is at least one tick long. Use ticks=1 or more.")
-    if rest is not None:
-        if kick is not None:
-            raise ValueError("`trace` got both rest and kick. A kick may move a row that is at rest. Leave out one of them.")
-        check_tol(rest, next(iter(z.values())).dtype, "trace")
+    _check_options(z, rest, kick, edits, continuation)
     instance, start = f.coordinates(z)
     kept = _kept(keep, ticks)
-    # A kick may couple what it does to the row numbers, so it gets them all; without one, rows go through in chunks that fit the cache.
-    parts = [
-        _follow(f if kick else f.take(rows), trees.take(z, rows), ticks, kept, rest, kick) for rows in ([torch.arange(trees.rows(z))] if kick else chunks(z))
-    ]
+    taps = None if tap is None else Taps(f, z, tap, kept=kept, hold=rest is not None)
+    plan = None if continuation is None else Edits(f, z, edits, continuation, ticks=ticks)
+    # A kick or an edit may couple what it does to the row numbers, so it gets them all; without one, rows go through in chunks that fit the cache.
+    whole = kick is not None or plan is not None
+    # Allocated whole, and filled by the chunks: what is recorded is copied once.
+    states = {name: leaf.new_empty((len(kept), *leaf.shape), device="cpu") for name, leaf in z.items()}
+    parts: list[_Part] = []
+    with ExitStack() as stack:
+        inside = None if taps is None and plan is None else stack.enter_context(Inside(taps, plan))
+        for rows in [torch.arange(trees.rows(z))] if whole else chunks(z):
+            first = sum(part.result.shape[0] for part in parts)
+            mine = {name: leaf[:, first : first + len(rows)] for name, leaf in states.items()}
+            if taps is not None:
+                taps.chunk(first, first + len(rows))
+            parts.append(_follow(f if whole else f.take(rows), trees.take(z, rows), ticks, mine, kept, rest, kick, inside))
     return Trajectory(
-        states={name: torch.cat([part.states[name] for part in parts], dim=1) for name in z},
+        states=states,
         kept=kept,
         ticks=torch.arange(ticks + 1),
         residual=torch.cat([part.residual for part in parts], dim=1),
@@ -126,7 +160,30 @@ def trace(f: LatentMap, z: State, *, ticks: int, keep: Keep, rest: float | None 
         start=start,
         clock=f.clock,
         origin=f.origin,
+        taps={} if taps is None else taps.values,
+        calls={} if taps is None else taps.calls,
+        edits=() if plan is None else plan.words,
+        continuation="none" if continuation is None else continuation.name,
     )
+
+
+def _check_options(z: State, rest: float | None, kick: Kick | None, edits: Sequence[Edit], continuation: Continuation | None) -> None:
+    """Refuse what excludes each other, and edits of which it is not said how the run goes on."""
+    if bool(edits) != (continuation is not None):
+        raise ValueError(
+            f"`trace` got {len(edits)} edits and {f'continuation={continuation.name}' if continuation else 'no continuation'}. How a run goes on after an edit is a part of the experiment. "
+            "Pass both: edits=[...], continuation=al.free_running, al.clamped or al.teacher_forced(clean)."
+        )
+    if edits and kick is not None:
+        raise ValueError(
+            "`trace` got both edits and kick. Their order would be a guess. Leave out one of them: `add_noise` and `Edit` change the state between ticks too."
+        )
+    if rest is not None:
+        if kick is not None or edits:
+            raise ValueError(
+                f"`trace` got both rest and {'edits' if edits else 'kick'}. {'An edit' if edits else 'A kick'} may move a row that is at rest. Leave out one of them."
+            )
+        check_tol(rest, next(iter(z.values())).dtype, "trace")
 
 
 def _kept(keep: Keep, ticks: int) -> Int[Tensor, " kept"]:
@@ -146,7 +203,6 @@ def _bytes(values: Tensor) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    states: Mapping[str, Tensor]
     residual: Tensor
     recurrence: Tensor
     readouts: Mapping[str, Tensor]
@@ -155,72 +211,99 @@ class _Part:
 
 
 @torch.no_grad()
-def _follow(f: LatentMap, z: State, ticks: int, kept: Tensor, rest: float | None, kick: Kick | None) -> _Part:
+def _follow(
+    f: LatentMap, z: State, ticks: int, states: State, kept: Tensor, rest: float | None, kick: Kick | None, inside: Inside | None
+) -> _Part:
+    """Follow the rows of one chunk; their states go to `states`."""
     n = trees.rows(z)
-    wanted = set(kept.tolist())
+    place = {tick: k for k, tick in enumerate(kept.tolist())}
     large = DIVERGED * trees.norm(z).clamp(min=1)
     device = large.device
-    states: dict[str, list[Tensor]] = {name: [] for name in z}
     seen: list[dict[str, Tensor]] = []  # what was read at each tick, of the rows in `index`
     index: list[Tensor] = []
     past: list[State] = []
-    last_tick = torch.full((n,), -1, device=device)
-    result = torch.full((n,), Result.COMPLETED.code, device=device)
+    last_tick = torch.full((n,), ticks, device=device)
+    result = torch.full((n,), COMPLETED, device=device)
     calm = torch.zeros(n, dtype=torch.int64, device=device)  # ticks in a row below `rest`
     moving = torch.arange(n, device=device)  # the rows that are still followed; z holds these alone
-    whole = {name: leaf.clone() for name, leaf in z.items()}  # all rows: those at rest as they were last
+    alive = torch.ones(n, dtype=torch.bool, device=device)  # of these, the ones that have not ended
+    sound = True  # whether no row has ended: the usual case, kept short
+    whole = dict(z)  # all rows: those at rest as they were last
     logits: Tensor | None = None
     for t in range(ticks + 1):
-        finite, bounded = trees.finite(z), trees.norm(z) <= large
-        code = torch.where(finite, torch.where(bounded, Result.COMPLETED.code, Result.DIVERGED.code), Result.NONFINITE.code)
-        result[moving] = torch.where(result[moving] == Result.COMPLETED.code, code, result[moving])
-        alive = result[moving] == Result.COMPLETED.code
-        last_tick[moving] = torch.where(alive, t, last_tick[moving])
-        if t in wanted or ticks - t <= LAGS:
+        if inside is not None:
+            z = inside.arrive(z, t)
+        size = trees.norm(z)
+        fine = (size <= large) & size.isfinite()
+        if not (sound and bool(fine.all())):
+            sound, alive = False, _end(z, size <= large, t, moving=moving, result=result, last_tick=last_tick)
+        if len(moving) == n:
+            whole = dict(z)
+        elif t in place or ticks - t <= LAGS:
             for name, leaf in z.items():
                 whole[name][moving] = leaf
-        if t in wanted:
-            ended = (result == Result.DIVERGED.code) | (result == Result.NONFINITE.code)
+        if t in place:
             for name, leaf in whole.items():
-                states[name].append(_blank(leaf, ~ended).to("cpu", copy=True))
+                states[name][place[t]] = leaf if sound else _blank(leaf, ~_ended(result))
         if ticks - t <= LAGS:
-            past.append({name: leaf.clone() for name, leaf in whole.items()})
+            # A kick may write into a leaf that the map handed on.
+            past.append(dict(z) if len(moving) == n and kick is None else {name: leaf.clone() for name, leaf in whole.items()})
         if not len(moving):
+            if inside is not None:
+                inside.keep(t)
             continue
-        new = f(z)
-        r = relative(trees.norm(trees.sub(new, z)), z)
+        if inside is None:
+            new = onward = f(z)
+        else:
+            new, onward = inside.step(f, z, t, moving=moving, alive=alive, last=t == ticks)
+        r = relative(trees.norm(trees.sub(new, z)), z, norm=size)
         out = f.readout(z)
-        seen.append({name: _blank(value, alive) for name, value in {"": r, **_read(out, logits)}.items()})
+        seen.append({name: value if sound else _blank(value, alive) for name, value in {"": r, **_read(out, logits)}.items()})
         index.append(moving)
         logits = out.get("logits")
         if rest is not None:
             calm[moving] = torch.where(r < rest, calm[moving] + 1, 0)
             leaves = alive & (calm[moving] >= REST_TICKS)
             if bool(leaves.any()):
+                if len(moving) == n:
+                    whole = {name: leaf.clone() for name, leaf in z.items()}
                 for name, leaf in z.items():
                     whole[name][moving[leaves]] = leaf[leaves]
-                result[moving[leaves]] = Result.CONVERGED.code
+                result[moving[leaves]], last_tick[moving[leaves]] = Result.CONVERGED.code, t
                 stay = ~leaves
-                f, new, moving, large = f.take(stay.nonzero().squeeze(1).cpu()), trees.take(new, stay), moving[stay], large[stay]
+                f, onward, moving = f.take(stay.nonzero().squeeze(1).cpu()), trees.take(onward, stay), moving[stay]
+                alive, large = alive[stay], large[stay]
                 logits = None if logits is None else logits[stay]
         if t < ticks:
-            z = new if kick is None else kick(new, t + 1)
+            z = onward if kick is None else kick(onward, t + 1)
     lags = [relative(trees.norm(trees.sub(whole, older)), whole) for older in reversed(past[:-1])]
     lags += [torch.full_like(large.new_empty(n), torch.nan)] * (LAGS - len(lags))
-    ended = (result == Result.DIVERGED.code) | (result == Result.NONFINITE.code)
     scalars = {name: _held([one[name] for one in seen], index, n, ticks + 1).cpu() for name in seen[0]}
     return _Part(
-        states={name: torch.stack(leaves) for name, leaves in states.items()},
         residual=scalars.pop(""),
-        recurrence=torch.stack([_blank(r, ~ended) for r in lags]).cpu(),
+        recurrence=torch.stack([_blank(r, ~_ended(result)) for r in lags]).cpu(),
         readouts=scalars,
         last_tick=last_tick.cpu(),
         result=result.cpu(),
     )
 
 
+def _end(z: State, bounded: Tensor, tick: int, *, moving: Tensor, result: Tensor, last_tick: Tensor) -> Bool[Tensor, " row"]:
+    """Enter the rows that ended at `tick` into `result` and `last_tick`; which of the rows of `z` have not ended."""
+    code = torch.where(trees.finite(z), torch.where(bounded, COMPLETED, Result.DIVERGED.code), Result.NONFINITE.code)
+    ends = (result[moving] == COMPLETED) & (code != COMPLETED)
+    result[moving[ends]], last_tick[moving[ends]] = code[ends], tick - 1
+    return result[moving] == COMPLETED
+
+
+def _ended(result: Tensor) -> Bool[Tensor, " row"]:
+    return (result == ENDED[0]) | (result == ENDED[1])
+
+
 def _held(values: list[Tensor], index: list[Tensor], n: int, ticks: int) -> Shaped[Tensor, "time row ..."]:
     """The values of each tick for all rows: those of `index` anew, the others as they were last."""
+    if len(values) == ticks and len(index[-1]) == n:
+        return torch.stack(values)
     held = values[0].new_empty((ticks, n, *values[0].shape[1:]))
     for t in range(ticks):
         if t:
@@ -232,7 +315,8 @@ def _held(values: list[Tensor], index: list[Tensor], n: int, ticks: int) -> Shap
 
 def _read(out: Mapping[str, Tensor], before: Tensor | None) -> dict[str, Tensor]:
     """What is recorded of one tick's readouts."""
-    read = {name: value for name, value in out.items() if name != "logits"}
+    # A copy: a part of a state would keep the whole of it in memory.
+    read = {name: _wide(value).clone() for name, value in out.items() if name != "logits"}
     if "logits" in out:
         logits = out["logits"]
         top = logits.topk(2, dim=-1)
@@ -245,7 +329,11 @@ def _read(out: Mapping[str, Tensor], before: Tensor | None) -> dict[str, Tensor]
 
 def _blank(values: Tensor, alive: Tensor) -> Tensor:
     """`values` with the rows that ended replaced by NaN, or −1."""
-    if values.dtype in (torch.bool, torch.uint8):  # they have no −1
-        values = values.to(torch.int8 if values.dtype == torch.bool else torch.int16)
+    values = _wide(values)
     mask = alive.reshape(-1, *[1] * (values.ndim - 1))
     return torch.where(mask, values, torch.nan if values.is_floating_point() or values.is_complex() else -1)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """`values`, in a dtype that has a −1."""
+    return values.to({torch.bool: torch.int8, torch.uint8: torch.int16}.get(values.dtype, values.dtype))

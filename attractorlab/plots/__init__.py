@@ -7,6 +7,7 @@ from attractorlab.plots.paths import trajectories
 from attractorlab.plots.shares import basin_slice, basins
 from attractorlab.plots.tables import MAZE, SUDOKU, Markup, boards
 from attractorlab.plots.theme import recoloured, template
+from attractorlab.plots.updates import floquet
 
 __all__ = [
     "MAZE",
@@ -15,6 +16,7 @@ __all__ = [
     "basin_slice",
     "basins",
     "boards",
+    "floquet",
     "outcome_words",
     "probe",
     "recoloured",

@@ -1,0 +1,180 @@
+"""Where a map rests, and how it acts on small disturbances there and along an orbit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Complex, Float, Int
+from torch import Tensor
+
+from attractorlab.types.base import HasRows, Origin, Result, dims_of
+
+
+class NotConvergedError(RuntimeError):
+    """Raised by `FixedPointSet.require` when a row did not converge."""
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPointSet:
+    """One entry per start, found or not. Read `converged` before `states`.
+
+    `residual` belongs to the returned state. `error` is the length of the Newton step from it, relative to the state: the
+    distance to the true fixed point to first order (NaN if the method takes none). `moved` is the relative distance from the start.
+    """
+
+    states: Mapping[str, Float[Tensor, "point ..."]]
+    residual: Float[Tensor, " point"]
+    error: Float[Tensor, " point"]
+    moved: Float[Tensor, " point"]
+    result: Int[Tensor, " point"]
+    steps: Int[Tensor, " point"]
+    row: Int[Tensor, " point"]
+    instance: Int[Tensor, " point"]
+    start: Int[Tensor, " point"]
+    tol: float
+    clock: str
+    origin: Origin
+
+    def __len__(self) -> int:
+        return self.residual.shape[0]
+
+    def __getitem__(self, points: slice | Tensor) -> "FixedPointSet":
+        """The points chosen by a slice, or an index or mask tensor."""
+        chosen = {name: getattr(self, name)[points] for name in dims_of(type(self)) if name != "states"}
+        return replace(self, states={name: leaf[points] for name, leaf in self.states.items()}, **chosen)
+
+    @property
+    def converged(self) -> Bool[Tensor, " point"]:
+        """Which points are fixed to within `tol`."""
+        return self.result == Result.CONVERGED.code
+
+    def require(self) -> "FixedPointSet":
+        """This set, if every point converged.
+
+        Raises:
+            NotConvergedError: Otherwise, with the counts per result.
+        """
+        if bool(self.converged.all()):
+            return self
+        counts = {Result.of(code).name: int((self.result == code).sum()) for code in sorted(set(self.result.tolist()))}
+        raise NotConvergedError(
+            f"`require` found {counts} among {len(self)} points. Only converged points are fixed points. "
+            "Raise `max_steps`, loosen `tol`, or keep `points[points.converged]`."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The leading eigenvalues of the Jacobian at each point, largest modulus first, each with its error.
+
+    `defect` is ‖Jv − λv‖/‖v‖, measured with products of its own; `condition` is 1/|w*v| for unit left and right
+    vectors (infinite when they could not be paired). `verdict` is one of stable, unstable(k), marginal, ill-conditioned;
+    unstable(k+) when all the modes that were asked for lie outside the unit circle, so that there may be more.
+    """
+
+    eigenvalues: Complex[Tensor, "point mode"]
+    defect: Float[Tensor, "point mode"]
+    condition: Float[Tensor, "point mode"]
+    radius: Float[Tensor, " point"]
+    verdict: tuple[str, ...]
+    method: str
+    products: int
+    clock: str
+    origin: Origin
+
+
+@dataclass(frozen=True, eq=False)
+class Floquet:
+    """A tick's Jacobian as the product of its updates' Jacobians: what each update does to the leading modes, and to each leaf.
+
+    `multipliers` are the eigenvalues of the whole tick, with their `defect` as in a `Spectrum`. `gain` is the factor by which an update stretches the tangent
+    that arrives there from a mode's eigenvector: over the updates the factors multiply to |multiplier|, to within the defect. `part` is the share of the tangent's squared
+    length in each leaf after the update. Once a tangent has vanished, gains are 1 and parts NaN. `block_gain` is the largest singular value of the update's Jacobian from one leaf into
+    the leaves that it rewrites, and `block_error` how far it may be off, by the residual of its singular vectors (0 where the block was formed).
+    """
+
+    multipliers: Complex[Tensor, "point mode"]
+    defect: Float[Tensor, "point mode"]
+    gain: Float[Tensor, "point mode update"]
+    part: Float[Tensor, "point mode update leaf"]
+    block_gain: Float[Tensor, "point update leaf"]
+    block_error: Float[Tensor, "point update leaf"]
+    updates: tuple[str, ...]
+    leaves: tuple[str, ...]
+    method: str
+    clock: str
+    origin: Origin
+
+
+@dataclass(frozen=True, eq=False)
+class NonNormality:
+    """How far the Jacobian at each point can amplify what its eigenvalues say dies out.
+
+    `sigma_max` is ‖J‖₂, the most that one tick stretches a small disturbance, with its `defect` ‖Jᵀu − σv‖. `transient_growth[k]` is ‖Jᵏ‖₂, from k = 0
+    on. `numerical_radius` is the largest |v*Jv|; `kreiss` a lower bound of the Kreiss constant, max (|z| − 1)‖(zI − J)⁻¹‖ outside the unit circle: some
+    disturbance grows at least so much. `henrici` is √(‖J‖_F² − Σ|λ|²), 0 for a normal matrix; NaN where only a part of the spectrum is known.
+    `natural_gain` is ‖Jd‖ for the direction d that was given, NaN if none was. Where `bounds` holds, the numerical radius and kreiss were read off a
+    Krylov space and are lower bounds.
+    """
+
+    sigma_max: Float[Tensor, " point"]
+    defect: Float[Tensor, " point"]
+    transient_growth: Float[Tensor, "point k"]
+    numerical_radius: Float[Tensor, " point"]
+    kreiss: Float[Tensor, " point"]
+    henrici: Float[Tensor, " point"]
+    natural_gain: Float[Tensor, " point"]
+    bounds: bool
+    products: int
+    clock: str
+    origin: Origin
+
+
+@dataclass(frozen=True, eq=False)
+class LyapunovEstimate(HasRows):
+    """The leading finite-time Lyapunov exponents along each row's orbit, in nats per tick, in the order of the frame's columns.
+
+    `growth[t]` is the logarithm of the factor by which each column grew at counted tick t; `exponents` are its means and `standard_error` comes from batch
+    means over time (NaN below 4 ticks). Finite-time exponents need not be in order; they are not sorted, which would bias them. A row whose orbit
+    or tangents left the finite numbers holds NaN, and its `result` says why.
+    """
+
+    exponents: Float[Tensor, "row mode"]
+    standard_error: Float[Tensor, "row mode"]
+    growth: Float[Tensor, "time row mode"]
+    result: Int[Tensor, " row"]
+    instance: Int[Tensor, " row"]
+    start: Int[Tensor, " row"]
+    transient: int
+    clock: str
+    origin: Origin
+
+    @property
+    def kaplan_yorke(self) -> Float[Tensor, " row"]:
+        """The Kaplan-Yorke dimension; NaN where the exponents computed never add up to less than zero."""
+        sums = self.exponents.cumsum(1)
+        below = sums < 0
+        j = below.int().argmax(1)  # exponents before the sum turns negative
+        before = torch.cat([torch.zeros_like(sums[:, :1]), sums], dim=1).gather(1, j[:, None])[:, 0]
+        inside = j + before / self.exponents.gather(1, j[:, None])[:, 0].abs()
+        return torch.where(below.any(1), torch.where(j == 0, 0.0, inside), torch.nan)
+
+    def windows(self, ticks: int) -> Float[Tensor, "window row mode"]:
+        """The exponents over windows of `ticks` ticks, one after the other; ticks left over at the end are not used.
+
+        Raises:
+            ValueError: If there is no whole window.
+        """
+        count = len(self.growth) // max(1, ticks)
+        if ticks < 1 or count < 1:
+            raise ValueError(
+                f"`windows` got windows of {ticks} ticks for {len(self.growth)} counted ones. A window is 1 or more ticks and fits into the run. "
+                f"Use 1 to {len(self.growth)}."
+            )
+        return self.growth[: count * ticks].unflatten(0, (count, ticks)).mean(1)
+
+    def covariance(self, ticks: int) -> Float[Tensor, "row mode mode"]:
+        """The covariance of the exponents over windows of `ticks` ticks; NaN where there are fewer than two windows."""
+        x = self.windows(ticks)
+        centred = x - x.mean(0)
+        return torch.einsum("wri,wrj->rij", centred, centred) / (len(x) - 1 if len(x) > 1 else torch.nan)
