@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "attractorlab.types": (
-        "BasinEstimate BasinSlice Convergence Drive Finding FixedPointSet Instance NotConvergedError Origin ProbeFit Projection Report Result "
+        "BasinEstimate BasinSlice Convergence Drive Finding FixedPointSet Instance LyapunovEstimate NotConvergedError Origin ProbeFit Projection Report Result "
         "ScalingGrid Spectrum State Trajectory"
     ),
     "attractorlab.maps": "LatentMap repeat_rows strobe",
@@ -20,6 +20,7 @@ _WHERE = {
     "attractorlab.dynamics.convergence": "convergence",
     "attractorlab.dynamics.fixed_points": "by_iteration by_newton_krylov distinct find_fixed_points",
     "attractorlab.dynamics.spectrum": "dense_jacobian spectrum",
+    "attractorlab.dynamics.lyapunov": "lyapunov_exponents",
     "attractorlab.dynamics.basins": "basin_slice basins_of by_answer by_end_state estimate_basins plane_through",
     "attractorlab.dynamics.scaling": "by_halt by_residual by_vote scaling scaling_of",
     "attractorlab.projection": "by_pca by_umap project",

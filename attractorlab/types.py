@@ -258,6 +258,56 @@ class Spectrum:
 
 
 @dataclass(frozen=True, eq=False)
+class LyapunovEstimate(_HasRows):
+    """The leading finite-time Lyapunov exponents along each row's orbit, in nats per tick, in the order of the frame's columns.
+
+    `growth[t]` is the logarithm of the factor by which each column grew at counted tick t; `exponents` are its means and `standard_error` comes from batch
+    means over time (NaN below 4 ticks). Finite-time exponents need not be in order; they are not sorted, which would bias them. A row whose orbit
+    or tangents left the finite numbers holds NaN, and its `result` says why.
+    """
+
+    exponents: Float[Tensor, "row mode"]
+    standard_error: Float[Tensor, "row mode"]
+    growth: Float[Tensor, "time row mode"]
+    result: Int[Tensor, " row"]
+    instance: Int[Tensor, " row"]
+    start: Int[Tensor, " row"]
+    transient: int
+    clock: str
+    origin: Origin
+
+    @property
+    def kaplan_yorke(self) -> Float[Tensor, " row"]:
+        """The Kaplan-Yorke dimension; NaN where the exponents computed never add up to less than zero."""
+        sums = self.exponents.cumsum(1)
+        below = sums < 0
+        j = below.int().argmax(1)  # exponents before the sum turns negative
+        before = torch.cat([torch.zeros_like(sums[:, :1]), sums], dim=1).gather(1, j[:, None])[:, 0]
+        inside = j + before / self.exponents.gather(1, j[:, None])[:, 0].abs()
+        return torch.where(below.any(1), torch.where(j == 0, 0.0, inside), torch.nan)
+
+    def windows(self, ticks: int) -> Float[Tensor, "window row mode"]:
+        """The exponents over windows of `ticks` ticks, one after the other; ticks left over at the end are not used.
+
+        Raises:
+            ValueError: If there is no whole window.
+        """
+        count = len(self.growth) // max(1, ticks)
+        if ticks < 1 or count < 1:
+            raise ValueError(
+                f"`windows` got windows of {ticks} ticks for {len(self.growth)} counted ones. A window is 1 or more ticks and fits into the run. "
+                f"Use 1 to {len(self.growth)}."
+            )
+        return self.growth[: count * ticks].unflatten(0, (count, ticks)).mean(1)
+
+    def covariance(self, ticks: int) -> Float[Tensor, "row mode mode"]:
+        """The covariance of the exponents over windows of `ticks` ticks; NaN where there are fewer than two windows."""
+        x = self.windows(ticks)
+        centred = x - x.mean(0)
+        return torch.einsum("wri,wrj->rij", centred, centred) / (len(x) - 1 if len(x) > 1 else torch.nan)
+
+
+@dataclass(frozen=True, eq=False)
 class BasinEstimate(_HasRows):
     """Which attractor each start reaches, and the share of starts per attractor with its interval.
 
