@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "attractorlab.types": (
-        "BasinEstimate BasinSlice Convergence Drive Finding FixedPointSet Instance LyapunovEstimate NotConvergedError Origin ProbeFit Projection Report Result "
+        "BasinEstimate BasinSlice Convergence Drive Finding FixedPointSet Instance LyapunovEstimate NonNormality NotConvergedError Origin ProbeFit Projection Report Result "
         "ScalingGrid Spectrum State Trajectory"
     ),
     "attractorlab.maps": "LatentMap repeat_rows strobe",
@@ -24,6 +24,7 @@ _WHERE = {
     "attractorlab.dynamics.minimisation": "by_gauss_newton by_minimisation",
     "attractorlab.dynamics.spectrum": "dense_jacobian spectrum",
     "attractorlab.dynamics.lyapunov": "lyapunov_exponents",
+    "attractorlab.dynamics.non_normality": "non_normality",
     "attractorlab.dynamics.basins": "basin_slice basins_of by_answer by_end_state estimate_basins plane_through",
     "attractorlab.dynamics.scaling": "by_halt by_residual by_vote scaling scaling_of",
     "attractorlab.projection": "by_pca by_umap project",

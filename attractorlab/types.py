@@ -258,6 +258,30 @@ class Spectrum:
 
 
 @dataclass(frozen=True, eq=False)
+class NonNormality:
+    """How far the Jacobian at each point can amplify what its eigenvalues say dies out.
+
+    `sigma_max` is ‖J‖₂, the most that one tick stretches a small disturbance, with its `defect` ‖Jᵀu − σv‖. `transient_growth[k]` is ‖Jᵏ‖₂, from k = 0
+    on. `numerical_radius` is the largest |v*Jv|; `kreiss` a lower bound of the Kreiss constant, max (|z| − 1)‖(zI − J)⁻¹‖ outside the unit circle: some
+    disturbance grows at least so much. `henrici` is √(‖J‖_F² − Σ|λ|²), 0 for a normal matrix; NaN where only a part of the spectrum is known.
+    `natural_gain` is ‖Jd‖ for the direction d that was given, NaN if none was. Where `bounds` holds, the numerical radius and kreiss were read off a
+    Krylov space and are lower bounds.
+    """
+
+    sigma_max: Float[Tensor, " point"]
+    defect: Float[Tensor, " point"]
+    transient_growth: Float[Tensor, "point k"]
+    numerical_radius: Float[Tensor, " point"]
+    kreiss: Float[Tensor, " point"]
+    henrici: Float[Tensor, " point"]
+    natural_gain: Float[Tensor, " point"]
+    bounds: bool
+    products: int
+    clock: str
+    origin: Origin
+
+
+@dataclass(frozen=True, eq=False)
 class LyapunovEstimate(_HasRows):
     """The leading finite-time Lyapunov exponents along each row's orbit, in nats per tick, in the order of the frame's columns.
 
