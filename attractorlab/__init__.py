@@ -10,7 +10,8 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "attractorlab.types": (
-        "BasinEstimate BasinSlice Convergence Drive Finding FixedPointSet Floquet Instance NotConvergedError Origin ProbeFit Projection Report Result "
+        "BasinEstimate BasinSlice Convergence Drive Finding FixedPointSet Floquet Instance LyapunovEstimate NonNormality NotConvergedError Origin "
+        "ProbeFit Projection Report Result "
         "ScalingGrid Spectrum State Trajectory"
     ),
     "attractorlab.maps": "LatentMap repeat_rows strobe",
@@ -18,9 +19,14 @@ _WHERE = {
     "attractorlab.dynamics.recorder": "every log_spaced only_last trace",
     "attractorlab.dynamics.orbits": "settle",
     "attractorlab.dynamics.convergence": "convergence",
-    "attractorlab.dynamics.fixed_points": "by_iteration by_newton_krylov distinct find_fixed_points",
+    "attractorlab.dynamics.fixed_points": "by_iteration distinct find_fixed_points",
+    "attractorlab.dynamics.newton": "by_newton_krylov",
+    "attractorlab.dynamics.quasi_newton": "by_anderson by_broyden",
+    "attractorlab.dynamics.minimisation": "by_gauss_newton by_minimisation",
     "attractorlab.dynamics.spectrum": "dense_jacobian spectrum",
     "attractorlab.dynamics.floquet": "floquet",
+    "attractorlab.dynamics.lyapunov": "lyapunov_exponents",
+    "attractorlab.dynamics.non_normality": "non_normality",
     "attractorlab.dynamics.basins": "basin_slice basins_of by_answer by_end_state estimate_basins plane_through",
     "attractorlab.dynamics.scaling": "by_halt by_residual by_vote scaling scaling_of",
     "attractorlab.projection": "by_pca by_umap project",

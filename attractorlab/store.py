@@ -23,6 +23,8 @@ from attractorlab.types import (
     FixedPointSet,
     Floquet,
     Instance,
+    LyapunovEstimate,
+    NonNormality,
     Origin,
     ProbeFit,
     Projection,
@@ -38,7 +40,10 @@ if TYPE_CHECKING:
 SCHEMA = 2  # 2: a trajectory has taps, calls, edits and a continuation
 NOUNS = {
     noun.__name__: noun
-    for noun in (Instance, Trajectory, Convergence, FixedPointSet, Spectrum, Floquet, BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit)
+    for noun in (
+        *(Instance, Trajectory, Convergence, FixedPointSet, Spectrum, Floquet, LyapunovEstimate, NonNormality),
+        *(BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit),
+    )
 }
 Noun = TypeVar("Noun")
 

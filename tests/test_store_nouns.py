@@ -16,6 +16,8 @@ from attractorlab.types import (
     FixedPointSet,
     Floquet,
     Instance,
+    LyapunovEstimate,
+    NonNormality,
     Origin,
     ProbeFit,
     Projection,
@@ -212,6 +214,27 @@ def probe():
     )
 
 
+def lyapunov():
+    return LyapunovEstimate(
+        exponents=floats(3, 2, dtype=torch.float64),
+        standard_error=floats(3, 2, dtype=torch.float64),
+        growth=floats(5, 3, 2, dtype=torch.float64),
+        result=torch.full((3,), 4),
+        instance=ints(3),
+        start=ints(3),
+        transient=7,
+        clock="tick",
+        origin=ORIGIN,
+    )
+
+
+def non_normality():
+    scalars = ("sigma_max", "defect", "numerical_radius", "kreiss", "henrici", "natural_gain")
+    return NonNormality(
+        **{name: floats(2, dtype=torch.float64) for name in scalars}, transient_growth=floats(2, 4), bounds=True, products=9, clock="tick", origin=ORIGIN
+    )
+
+
 def instance(**more):
     made = Instance(torch.ones(2, 4).long(), ints(2, 4), ("a/0", "ü"), "sudoku-4", torch.tensor([NAN, 3.0]))
     return replace(made, **more)
@@ -234,6 +257,8 @@ EXAMPLES = {
     "no fixed points": points()[:0],
     "spectrum": spectrum(),
     "floquet": floquet(),
+    "exponents": lyapunov(),
+    "non-normality": non_normality(),
     "basins": basins(),
     "basins without attractors": basins(0),
     "plane": plane(),

@@ -44,7 +44,6 @@ class Jacobian:
             out.append(trees.flatten(f.vjp(z, one) if self.transposed else f.jvp(z, one)))
         return torch.cat(out).to(torch.float64)
 
-
     def at(self, rows: Int[Tensor, " chunk"]) -> Product:
         """The product for points that are multiplied again and again, numbered within `rows`.
 
@@ -84,8 +83,8 @@ class _Record:
             return False
 
     def __call__(self, v: Float[Tensor, "row dim"], at: Int[Tensor, " row"]) -> Float[Tensor, "row dim"]:
-        """The product of row ``at[i]`` with ``v[i]``; `at` increases."""
-        if len(at) <= len(self.made) // 2:
+        """The product of row ``at[i]`` with ``v[i]``; `at` increases. Rows that left may come back: the map is then run anew."""
+        if len(at) <= len(self.made) // 2 or not bool(torch.isin(at, self.made).all()):
             self._make(at)
         place = torch.searchsorted(self.made, at)
         whole = v if len(at) == len(self.made) else v.new_zeros(len(self.made), v.shape[1]).index_copy_(0, place.to(v.device), v)

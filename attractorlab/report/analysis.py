@@ -11,7 +11,8 @@ from torch import Tensor
 from attractorlab import models, tasks, trees
 from attractorlab.dynamics.basins import basin_slice, basins_of, by_end_state, plane_through
 from attractorlab.dynamics.convergence import convergence
-from attractorlab.dynamics.fixed_points import by_iteration, by_newton_krylov, find_fixed_points
+from attractorlab.dynamics.fixed_points import by_iteration, find_fixed_points
+from attractorlab.dynamics.newton import by_newton_krylov
 from attractorlab.dynamics.recorder import every, trace
 from attractorlab.dynamics.scaling import by_halt, by_residual, by_vote, scaling_of
 from attractorlab.dynamics.spectrum import spectrum

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from attractorlab import trees
-from attractorlab.dynamics.fixed_points import by_iteration, by_newton_krylov, distinct, find_fixed_points
+from attractorlab.dynamics.fixed_points import by_iteration, distinct, find_fixed_points
+from attractorlab.dynamics.newton import by_newton_krylov
 from attractorlab.maps import LatentMap, strobe
 from attractorlab.testing import toys
 from attractorlab.types import NotConvergedError, Result

@@ -1,0 +1,249 @@
+"""non_normality: what a Jacobian can amplify for a while although its eigenvalues say that everything dies out."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from attractorlab import trees
+from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, Product, blocks_of_rows, check_dtype, dtype_of, random_vectors
+from attractorlab.maps import LatentMap
+from attractorlab.types import NonNormality, State
+
+DENSE_LIMIT = 1_000  # numbers of a state up to which the whole Jacobian is formed
+SPACE = 40  # vectors of the Krylov space that bounds are read off
+LANCZOS = 60  # products with Jᵏ and its transpose that a singular value may take
+SIGMA_TOL = {torch.float64: 1e-8, torch.float32: 1e-4}  # of the singular value, for ‖(JᵀJ)v − σ²v‖ relative to σ²
+ANGLES, RADII = 48, 24  # of the grids on which the numerical radius and the resolvent are first looked at
+FARTHEST = 4.0  # times ‖J‖ and 1: beyond it (|z| − 1)‖(zI − J)⁻¹‖ only falls towards 1
+SHRINKING, HALVINGS = 0.5, 30  # of the steps that climb from the best point of a grid
+
+
+def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None = None) -> NonNormality:
+    """How far the Jacobian of `f` at each row of `z` is from normal: its norm, transient growth, numerical radius, Kreiss constant and Henrici's departure.
+
+    σ_max > 1 does not mean unstable, and a spectral radius below 1 does not mean that disturbances shrink at once: reasoners have the first at nearly
+    every state.
+
+    Args:
+        f: The map, one row per point.
+        z: The points, in float64 or float32, the dtype of the map.
+        ticks: The largest k of ‖Jᵏ‖₂.
+        direction: A direction for each row, for instance the last displacement; its gain ‖Jd‖/‖d‖ is the natural gain.
+
+    Returns:
+        One entry per row. Up to 1,000 numbers a state everything comes from the whole Jacobian; above, norms come from products with J and
+        Jᵀ, and the numerical radius and the Kreiss constant from a Krylov space of 40 vectors, as lower bounds. A Jacobian that is not finite gives NaN.
+
+    Raises:
+        ValueError: If `ticks` is below 1, `z` is in another dtype than float64 or float32, or rows or dtypes differ.
+
+    Example:
+        >>> f = LatentMap(lambda z, x: {"z": z["z"] @ torch.tensor([[0.5, 0.0], [10.0, 0.5]], dtype=torch.float64)}, {}, clock="tick")
+        >>> found = non_normality(f, {"z": torch.zeros(1, 2, dtype=torch.float64)}, ticks=2)
+        >>> round(found.sigma_max.item(), 6), round(found.henrici.item(), 6), round(found.kreiss.item(), 4)
+        (10.024938, 10.0, 5.05)
+
+    References:
+        Trefethen and Embree (2005), Spectra and Pseudospectra, sections 14 to 18 and 28; Henrici (1962); Kreiss (1962). The natural gain: Krishna et al. (2026).
+    """
+    if ticks < 1:
+        raise ValueError(f"`non_normality` got ticks={ticks}. Growth is looked at after 1 tick or more. Use ticks=8.")
+    if dtype_of(z) not in SIGMA_TOL:
+        raise ValueError(
+            f"`non_normality` got states in {str(dtype_of(z)).removeprefix('torch.')}. Norms of a Jacobian need float64 or float32. "
+            "Cast both: `reasoner.to(torch.float64).bind(puzzles)` and `trees.to(z, torch.float64)`."
+        )
+    f.coordinates(z)
+    check_dtype(f, z, "non_normality")
+    dense = trees.size(z) <= DENSE_LIMIT
+    parts = [
+        (_dense if dense else _free)(f.take(rows), trees.take(z, rows), ticks, None if direction is None else trees.take(direction, rows))
+        for rows in blocks_of_rows(f, z, vectors=8 * trees.size(z) if dense else 2 * max(SPACE, LANCZOS) + 8)
+    ]
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    return NonNormality(
+        sigma_max=joined("sigma_max"),
+        defect=joined("defect"),
+        transient_growth=joined("transient_growth"),
+        numerical_radius=joined("numerical_radius"),
+        kreiss=joined("kreiss"),
+        henrici=joined("henrici"),
+        natural_gain=joined("natural_gain"),
+        bounds=not dense,
+        products=sum(part.products for part in parts),
+        clock=f.clock,
+        origin=f.origin,
+    )
+
+
+def numerical_radius(matrix: Complex[Tensor, "point m m"]) -> Float[Tensor, " point"]:
+    """The largest |v*Av| over unit vectors v: the largest eigenvalue of the Hermitian part of e^{iθ}A, over all θ.
+
+    Example:
+        >>> shift = torch.diag(torch.ones(3, dtype=torch.complex128), 1)[None]
+        >>> round(numerical_radius(shift).item(), 6), round(math.cos(math.pi / 5), 6)
+        (0.809017, 0.809017)
+
+    References:
+        Johnson (1978); Horn and Johnson (1991), Topics in Matrix Analysis, chapter 1.
+    """
+
+    def reach(angle: Float[Tensor, "point angle"]) -> Float[Tensor, "point angle"]:
+        turned = torch.polar(torch.ones_like(angle), angle)[:, :, None, None] * matrix[:, None]
+        return torch.linalg.eigvalsh((turned + turned.mH) / 2)[..., -1]
+
+    n = len(matrix)
+    grid = torch.arange(ANGLES, dtype=torch.float64).mul(2 * math.pi / ANGLES).expand(n, -1)
+    height, at = reach(grid).max(1)
+    return _climb(lambda p: reach(p[:, :, 0]), grid.gather(1, at[:, None]), height, step=torch.full((n, 1), 2 * math.pi / ANGLES, dtype=torch.float64))
+
+
+def kreiss(matrix: Complex[Tensor, "point m m"]) -> Float[Tensor, " point"]:
+    """A lower bound of the Kreiss constant, sup of (|z| − 1)‖(zI − A)⁻¹‖₂ over |z| > 1: the best of a grid and a climb from there.
+
+    It is 1 or more, and infinite (NaN here) where an eigenvalue lies outside the unit circle; max‖Aᵏ‖ lies between it and e·m times it.
+
+    References:
+        Kreiss (1962); Spijker (1991), for the constant e·m.
+    """
+    n, m = matrix.shape[:2]
+    eye = torch.eye(m, dtype=matrix.dtype, device=matrix.device)
+    top = torch.linalg.matrix_norm(matrix, 2).clamp(min=1.0)
+
+    def height(points: Float[Tensor, "point probe 2"]) -> Float[Tensor, "point probe"]:
+        # The first coordinate is log(|z| − 1), the second the angle.
+        outside = points[:, :, 0].exp()
+        where = torch.polar(1 + outside, points[:, :, 1])
+        smallest = torch.linalg.svdvals(where[:, :, None, None] * eye - matrix[:, None])[..., -1]
+        return outside / smallest.clamp(min=1e-300)
+
+    low, high = math.log(1e-4), (FARTHEST * top).log()
+    share = torch.linspace(0, 1, RADII, dtype=torch.float64)
+    depth = low + (high[:, None] - low) * share
+    angle = torch.arange(ANGLES, dtype=torch.float64) * (2 * math.pi / ANGLES)
+    grid = torch.stack([depth.repeat_interleave(ANGLES, dim=1), angle.repeat(RADII).expand(n, -1)], dim=2)
+    heights = torch.cat([height(part) for part in grid.split(ANGLES, dim=1)], dim=1)
+    best, at = heights.max(1)
+    step = torch.stack([(high - low) / RADII, torch.full_like(high, 2 * math.pi / ANGLES)], dim=1)
+    found = _climb(height, grid[torch.arange(n), at], best, step=step).clamp(min=1.0)
+    return torch.where(torch.linalg.eigvals(matrix).abs().amax(1) < 1, found, torch.nan)
+
+
+def _climb(height: Callable[[Tensor], Tensor], at: Float[Tensor, "point coordinate"], best: Float[Tensor, " point"], *, step: Tensor) -> Float[Tensor, " point"]:
+    """The height reached from `at` by steps along the coordinates that shrink where none of them leads up."""
+    coordinates = at.shape[1]
+    compass = torch.cat([torch.eye(coordinates, dtype=torch.float64), -torch.eye(coordinates, dtype=torch.float64)])
+    for _ in range(2 * HALVINGS):
+        tried = at[:, None] + step[:, None] * compass
+        heights, which = height(tried).max(1)
+        up = heights > best
+        at = torch.where(up[:, None], tried[torch.arange(len(at)), which], at)
+        best = torch.maximum(best, heights)
+        step = torch.where(up[:, None], step, SHRINKING * step)
+    return best
+
+
+def _dense(f: LatentMap, z: State, ticks: int, direction: State | None) -> NonNormality:
+    dim, rows = trees.size(z), torch.arange(trees.rows(z))
+    jacobian = Jacobian(f, z)
+    unit = torch.eye(dim, dtype=torch.float64, device=next(iter(z.values())).device).repeat(len(rows), 1)
+    matrix = jacobian(unit, rows.repeat_interleave(dim)).unflatten(0, (len(rows), dim)).transpose(1, 2).cpu()
+    finite = matrix.flatten(1).isfinite().all(1)
+    safe = torch.where(finite[:, None, None], matrix, 0)
+    u, s, vh = torch.linalg.svd(safe)
+    defect = torch.linalg.vector_norm(torch.einsum("pij,pi->pj", safe, u[:, :, 0]) - s[:, :1] * vh[:, 0], dim=1)
+    powers, growth = torch.eye(dim, dtype=torch.float64).expand_as(safe), [torch.ones(len(rows), dtype=torch.float64)]
+    for _ in range(ticks):
+        powers = safe @ powers
+        growth.append(torch.linalg.matrix_norm(powers, 2))
+    values = torch.linalg.eigvals(safe)
+    henrici = (safe.square().sum((1, 2)) - values.abs().square().sum(1)).clamp(min=0).sqrt()
+    complex_ = safe.to(torch.complex128)
+    fields = {
+        "sigma_max": s[:, 0],
+        "defect": defect,
+        "numerical_radius": numerical_radius(complex_),
+        "kreiss": kreiss(complex_),
+        "henrici": henrici,
+    }
+    fields = {name: torch.where(finite, value, torch.nan) for name, value in fields.items()}
+    grown = torch.where(finite[:, None], torch.stack(growth, dim=1), torch.nan)
+    gain = _gain(jacobian, direction, rows)
+    return NonNormality(**fields, transient_growth=grown, natural_gain=gain, bounds=False, products=jacobian.products, clock=f.clock, origin=f.origin)
+
+
+def _free(f: LatentMap, z: State, ticks: int, direction: State | None) -> NonNormality:
+    rows = torch.arange(trees.rows(z))
+    jacobian, transpose = Jacobian(f, z), Jacobian(f, z, transposed=True)
+    forward, back = jacobian.at(rows), transpose.at(rows)
+    tol = SIGMA_TOL[dtype_of(z)]
+    growth, defect = [torch.ones(len(rows), dtype=torch.float64)], torch.full((len(rows),), torch.nan, dtype=torch.float64)
+    for k in range(1, ticks + 1):
+        sigma, error = _norm_of_power(forward, back, z, k, tol)
+        growth.append(sigma)
+        defect = error if k == 1 else defect
+    space = Krylov(forward, random_vectors(2, trees.size(z), seed=4).to(next(iter(z.values())).device).expand(len(rows), -1, -1), cap=SPACE, noise=NOISE[dtype_of(z)])
+    for _ in range(SPACE):
+        space.step()
+    h = space.h[:, :SPACE].cpu()
+    finite = h.flatten(1).isfinite().all(1)
+    small = torch.where(finite[:, None, None], h, 0).to(torch.complex128)
+    fields = {"numerical_radius": numerical_radius(small), "kreiss": kreiss(small), "henrici": torch.full((len(rows),), torch.nan, dtype=torch.float64)}
+    return NonNormality(
+        sigma_max=growth[1],
+        defect=defect,
+        transient_growth=torch.stack(growth, dim=1),
+        **{name: torch.where(finite, value, torch.nan) for name, value in fields.items()},
+        natural_gain=_gain(jacobian, direction, rows),
+        bounds=True,
+        products=jacobian.products + transpose.products,
+        clock=f.clock,
+        origin=f.origin,
+    )
+
+
+def _norm_of_power(forward: Product, back: Product, z: State, k: int, tol: float) -> tuple[Float[Tensor, " point"], Float[Tensor, " point"]]:
+    """‖Jᵏ‖₂ of each point by Lanczos' method on (Jᵏ)ᵀJᵏ, with the defect of its singular pair."""
+    n, dim = trees.rows(z), trees.size(z)
+
+    def normal(v: Tensor, at: Tensor) -> Tensor:
+        for _ in range(k):
+            v = forward(v, at)
+        for _ in range(k):
+            v = back(v, at)
+        return v
+
+    start = random_vectors(1, dim, seed=5).to(next(iter(z.values())).device).expand(n, 1, -1)
+    space = Krylov(normal, start, cap=min(LANCZOS, dim), noise=NOISE[dtype_of(z)], seed=5)
+    sigma, defect = torch.full((n,), torch.nan, dtype=torch.float64), torch.full((n,), torch.nan, dtype=torch.float64)
+    while len(space.rows):
+        space.step()
+        broken = ~torch.isfinite(space.size)
+        if bool(broken.any()):
+            space.leave(broken)
+        if not len(space.rows):
+            break
+        h = space.h.cpu()
+        m = h.shape[2]
+        values, vectors = torch.linalg.eigh((h[:, :m] + h[:, :m].mT) / 2)
+        top = values[:, -1].clamp(min=0)
+        rest = torch.linalg.vector_norm(torch.einsum("plm,pm->pl", h[:, m:], vectors[:, :, -1]), dim=1)
+        done = (rest <= tol * top) | (space.m == min(LANCZOS, dim))
+        if bool(done.any()):
+            sigma[space.rows[done]] = top[done].sqrt()
+            defect[space.rows[done]] = rest[done] / top[done].sqrt().clamp(min=1e-300)
+            space.leave(done.to(space.size.device))
+    return sigma, defect
+
+
+def _gain(jacobian: Jacobian, direction: State | None, rows: Tensor) -> Float[Tensor, " point"]:
+    if direction is None:
+        return torch.full((len(rows),), torch.nan, dtype=torch.float64)
+    d = trees.flatten(direction).to(torch.float64)
+    return (torch.linalg.vector_norm(jacobian(d, rows), dim=1) / torch.linalg.vector_norm(d, dim=1)).cpu()

@@ -1,0 +1,150 @@
+"""Lyapunov exponents: closed forms, the order of time, and rows that end."""
+
+import math
+
+import pytest
+import torch
+
+from attractorlab import strobe, trees
+from attractorlab.dynamics.lyapunov import batch_error, lyapunov_exponents
+from attractorlab.maps import LatentMap, Update, in_turn
+from attractorlab.testing import toys
+from attractorlab.types import Result
+
+F64 = torch.float64
+
+
+def plain(rule, clock="tick"):
+    return LatentMap(lambda z, x: {"z": rule(z["z"])}, {}, clock=clock)
+
+
+def one(*numbers):
+    return {"z": torch.tensor([numbers], dtype=F64)}
+
+
+def test_a_linear_map_has_the_logarithms_of_its_moduli(generator):
+    basis = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=F64))[0]
+    moduli = torch.tensor([1.5, 1.2, 0.9, 0.5, 0.2, 0.1], dtype=F64)
+    matrix = basis @ (torch.diag(moduli) + torch.triu(torch.ones(6, 6, dtype=F64), 1)) @ basis.T
+    found = lyapunov_exponents(plain(lambda z: z @ matrix.T), {"z": torch.zeros(2, 6, dtype=F64)}, k=4, ticks=40, transient=100)
+    assert (found.exponents - moduli[:4].log()).abs().max() < 1e-6
+    assert found.clock == "tick" and found.growth.shape == (40, 2, 4) and found.transient == 100
+
+
+def henon(z):
+    x, y = z[:, :1], z[:, 1:]
+    return torch.cat([1 - 1.4 * x**2 + y, 0.3 * x], dim=1)
+
+
+def test_the_exponents_of_the_henon_map_add_up_to_the_logarithm_of_its_determinant():
+    found = lyapunov_exponents(plain(henon), one(0.1, 0.1), k=2, ticks=4000, transient=100)
+    assert abs(found.exponents.sum().item() - math.log(0.3)) < 1e-10  # at every tick, so rounding alone
+    # Sprott (2003) gives 0.41922 for the first exponent and 1.25826 for the dimension.
+    assert abs(found.exponents[0, 0].item() - 0.41922) < 4 * found.standard_error[0, 0].item() < 0.05
+    assert abs(found.kaplan_yorke.item() - 1.258) < 0.02
+
+
+def test_standard_errors_cover_the_truth_as_often_as_they_say(generator):
+    z = {"z": 0.1 * torch.rand(40, 2, generator=generator, dtype=F64)}
+    found = lyapunov_exponents(plain(henon), z, k=1, ticks=900, transient=100)
+    inside = ((found.exponents - 0.41922).abs() < 2.1 * found.standard_error).double().mean()
+    assert inside > 0.8, inside
+
+
+def test_the_product_is_in_the_order_of_time():
+    # Three matrices in turn, told by a leaf that turns round. In reverse order the product has other eigenvalues.
+    a = torch.tensor([[[2.0, 1.0, 0.0], [0.0, 0.5, 1.0], [1.0, 0.0, 0.3]], [[0.2, 0.0, 2.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.7]], [[0.0, 1.0, 0.0], [0.5, 0.0, 0.0], [0.0, 3.0, 1.0]]], dtype=F64)
+    right = torch.linalg.eigvals(a[2] @ a[1] @ a[0]).abs().log().sort(descending=True).values / 3
+    wrong = torch.linalg.eigvals(a[0] @ a[1] @ a[2]).abs().log().sort(descending=True).values / 3
+    assert (right - wrong).abs().max() > 0.05
+    rule = lambda z, x: {"z": torch.einsum("rp,pij,rj->ri", z["turn"], a, z["z"]), "turn": z["turn"].roll(1, 1)}  # noqa: E731
+    z = {"z": torch.zeros(1, 3, dtype=F64), "turn": torch.tensor([[1.0, 0.0, 0.0]], dtype=F64)}
+    found = lyapunov_exponents(LatentMap(rule, {}), z, k=6, ticks=300, transient=300)
+    expected = torch.cat([right, torch.zeros(3, dtype=F64)]).sort(descending=True).values
+    assert (found.exponents[0] - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("size", [2, 50, 10_000])
+def test_a_separable_tanh_has_the_logarithm_of_its_multiplier_everywhere(size, generator):
+    toy = toys.separable_tanh(1.5, size)
+    z = toy.starts(2, generator=generator)
+    found = lyapunov_exponents(toy.map, z, k=2, ticks=20, transient=60)
+    assert (found.exponents - math.log(0.394313025)).abs().max() < 1e-7
+    assert found.standard_error.max() < 1e-7 and found.kaplan_yorke.tolist() == [0.0, 0.0]
+
+
+def test_on_a_circle_of_fixed_points_the_first_exponent_is_zero(generator):
+    toy = toys.ring(8, 0.2)
+    z = toy.starts(3, generator=generator)
+    found = lyapunov_exponents(toy.map, z, k=3, ticks=100, transient=400)
+    pair = math.log(1 - 4 * 0.2 * math.sin(math.pi / 8) ** 2)
+    assert (found.exponents - torch.tensor([0.0, pair, pair], dtype=F64)).abs().max() < 1e-6
+
+
+def test_n_ticks_as_one_have_n_times_the_exponents():
+    f, z = plain(henon), one(0.1, 0.2)
+    single, five = lyapunov_exponents(f, z, k=2, ticks=100), lyapunov_exponents(strobe(f, 5), z, k=2, ticks=20)
+    assert torch.allclose(5 * single.exponents, five.exponents, atol=1e-10) and five.clock == "5 x tick"
+    assert torch.allclose(single.windows(5) * 5, five.growth, atol=1e-9)
+
+
+def test_orthonormal_after_every_update_or_every_tick_is_the_same():
+    parts = (
+        Update("a", ("a",), lambda z, x: {"a": torch.tanh(2 * z["a"] + z["b"]), "b": z["b"]}),
+        Update("b", ("b",), lambda z, x: {"a": z["a"], "b": torch.sin(3 * z["b"] - z["a"])}),
+    )
+    f = LatentMap(in_turn(parts), {}, updates=parts)
+    z = {"a": torch.tensor([[0.3, -0.2]], dtype=F64), "b": torch.tensor([[0.1, 0.5]], dtype=F64)}
+    whole, apart = (lyapunov_exponents(f, z, k=4, ticks=12, by_update=way) for way in (False, True))
+    assert torch.allclose(whole.growth, apart.growth, atol=1e-9)
+    with pytest.raises(ValueError, match=r"got by_update=True for a map without updates.*Leave `by_update` out"):
+        lyapunov_exponents(plain(henon), one(0.1, 0.1), k=1, ticks=2, by_update=True)
+
+
+def test_rows_do_not_touch_one_another(generator):
+    z = {"z": 0.2 * torch.rand(5, 2, generator=generator, dtype=F64)}
+    f = plain(henon)
+    whole = lyapunov_exponents(f, z, k=2, ticks=30)
+    order = torch.tensor([3, 0, 4])
+    assert torch.allclose(lyapunov_exponents(f, trees.take(z, order), k=2, ticks=30).exponents, whole.exponents[order], atol=1e-12)
+
+
+def test_rows_that_end_say_how_and_leave_the_others_alone():
+    f = plain(lambda z: torch.where(z > 100, torch.nan * z, torch.where(z < 0, 50 * z, torch.tanh(2 * z))))
+    z = {"z": torch.tensor([[0.5], [1000.0], [-1.0]], dtype=F64)}
+    found = lyapunov_exponents(f, z, k=1, ticks=20)
+    assert found.result.tolist() == [Result.COMPLETED.code, Result.NONFINITE.code, Result.DIVERGED.code]
+    assert found.exponents.isnan()[:, 0].tolist() == [False, True, True]
+    alone = lyapunov_exponents(f, trees.take(z, torch.tensor([0])), k=1, ticks=20)
+    assert found.exponents[0].equal(alone.exponents[0])
+
+
+def test_a_direction_that_is_lost_has_the_exponent_minus_infinity():
+    found = lyapunov_exponents(plain(lambda z: torch.cat([2 * z[:, :1], 0 * z[:, 1:]], dim=1)), {"z": torch.zeros(1, 2, dtype=F64)}, k=2, ticks=5, transient=1)
+    assert found.exponents[0].tolist() == [pytest.approx(math.log(2)), -math.inf] and found.result.tolist() == [Result.COMPLETED.code]
+
+
+def test_windows_and_their_covariance():
+    found = lyapunov_exponents(plain(henon), one(0.1, 0.1), k=2, ticks=103, transient=10)
+    x = found.windows(10)
+    assert x.shape == (10, 1, 2) and torch.allclose(x[2, 0], found.growth[20:30, 0].mean(0))
+    assert torch.allclose(found.covariance(10)[0], torch.cov(x[:, 0].T), atol=1e-12)
+    assert found.covariance(60)[0].isnan().all()
+    with pytest.raises(ValueError, match=r"`windows` got windows of 104 ticks for 103 counted ones.*Use 1 to 103"):
+        found.windows(104)
+
+
+def test_the_standard_error_of_independent_numbers_is_the_textbook_one(generator):
+    x = torch.randn(10_000, 50, generator=generator, dtype=F64)
+    assert abs(batch_error(x).mean().item() - 0.01) < 0.0005
+    assert batch_error(x[:3]).isnan().all()
+
+
+def test_misuse_is_refused():
+    f, z = plain(henon), one(0.1, 0.1)
+    with pytest.raises(ValueError, match=r"`lyapunov_exponents` got k=3 for states of 2 numbers.*Use k from 1 to 2"):
+        lyapunov_exponents(f, z, k=3, ticks=5)
+    with pytest.raises(ValueError, match=r"got ticks=0, transient=-1.*Use ticks=64"):
+        lyapunov_exponents(f, z, k=1, ticks=0, transient=-1)
+    with pytest.raises(ValueError, match=r"got states in bfloat16.*Exponents need float64 or float32.*Cast both"):
+        lyapunov_exponents(f, trees.to(z, torch.bfloat16), k=1, ticks=1)

@@ -1,0 +1,99 @@
+"""Non-normality against closed forms, the dense route against the one by products, and what is no number."""
+
+import math
+
+import pytest
+import torch
+
+from attractorlab.dynamics import non_normality as room
+from attractorlab.dynamics.non_normality import kreiss, non_normality, numerical_radius
+from attractorlab.maps import LatentMap
+
+F64 = torch.float64
+
+
+def of(*matrices):
+    """The map z <- A z with a matrix for each row, and the states 0."""
+    a = torch.stack(matrices)
+    n = len(a)
+    f = LatentMap(lambda z, x: {"z": torch.einsum("rij,rj->ri", x["a"], z["z"])}, {"a": a}, instance=torch.arange(n), start=torch.zeros(n).long())
+    return f, {"z": torch.zeros(n, a.shape[2], dtype=a.dtype)}
+
+
+def test_a_jordan_block_of_two():
+    found = non_normality(*of(torch.tensor([[0.5, 10.0], [0.0, 0.5]], dtype=F64)), ticks=4)
+    # ‖J‖₂ and the Kreiss constant 5.0500 at |z| = 1.5105 by hand; Jᵏ = [[2⁻ᵏ, 20 k 2⁻ᵏ], [0, 2⁻ᵏ]].
+    assert found.sigma_max.item() == pytest.approx(10.024938, abs=1e-6) and found.henrici.item() == pytest.approx(10)
+    assert found.kreiss.item() == pytest.approx(5.0500, abs=1e-4) and found.numerical_radius.item() == pytest.approx(5.5)
+    exact = [1.0, *[torch.linalg.matrix_norm(torch.tensor([[1.0, 20.0 * k], [0.0, 1.0]], dtype=F64), 2).item() / 2**k for k in range(1, 5)]]
+    assert found.transient_growth[0].tolist() == pytest.approx(exact) and not found.bounds
+
+
+def test_a_nilpotent_shift():
+    shift = 2 * torch.diag(torch.ones(7, dtype=F64), 1)
+    found = non_normality(*of(shift), ticks=8)
+    assert found.transient_growth[0].tolist() == pytest.approx([2.0**k for k in range(8)] + [0.0], abs=1e-12)
+    assert found.numerical_radius.item() == pytest.approx(2 * math.cos(math.pi / 9), abs=1e-9)
+    assert found.henrici.item() == pytest.approx(2 * math.sqrt(7)) and found.kreiss.item() == pytest.approx(9.413, abs=2e-3)
+
+
+def test_a_normal_matrix_has_nothing_to_report(generator):
+    basis = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=F64))[0]
+    values = torch.tensor([0.9, -0.7, 0.5, 0.3, 0.2, 0.1], dtype=F64)
+    found = non_normality(*of(basis * values @ basis.T), ticks=3)
+    assert found.sigma_max.item() == pytest.approx(0.9) and found.numerical_radius.item() == pytest.approx(0.9)
+    assert found.henrici.item() < 1e-7 and found.kreiss.item() == pytest.approx(1, abs=1e-6)
+    assert found.transient_growth[0].tolist() == pytest.approx([1, 0.9, 0.81, 0.729]) and found.defect.item() < 1e-14
+
+
+def test_the_two_routes_agree(generator, monkeypatch):
+    matrices = [torch.randn(60, 60, generator=generator, dtype=F64) / 12 for _ in range(3)]
+    d = {"z": torch.randn(3, 60, generator=generator, dtype=F64)}
+    dense = non_normality(*of(*matrices), ticks=3, direction=d)
+    monkeypatch.setattr(room, "DENSE_LIMIT", 1)
+    free = non_normality(*of(*matrices), ticks=3, direction=d)
+    assert torch.allclose(dense.transient_growth, free.transient_growth, rtol=1e-6) and (free.defect < 1e-6).all()
+    assert torch.allclose(dense.natural_gain, free.natural_gain)
+    # Read off a part of the space, these are lower bounds, and not far ones.
+    for name in ("numerical_radius", "kreiss"):
+        low, exact = getattr(free, name), getattr(dense, name)
+        assert (low <= exact * (1 + 1e-9)).all() and (low > 0.8 * exact).all(), name
+    assert free.bounds and free.henrici.isnan().all() and dense.products == 3 * 60 + 3
+
+
+def test_the_natural_gain_is_that_of_the_direction():
+    f, z = of(torch.diag(torch.tensor([3.0, 0.25], dtype=F64)), torch.eye(2, dtype=F64))
+    found = non_normality(f, z, ticks=1, direction={"z": torch.tensor([[0.0, 7.0], [1.0, 1.0]], dtype=F64)})
+    assert found.natural_gain.tolist() == pytest.approx([0.25, 1.0])
+    assert non_normality(f, z, ticks=1).natural_gain.isnan().all()
+
+
+def test_kreiss_and_growth_obey_the_theorem(generator):
+    a = torch.randn(20, 8, 8, generator=generator, dtype=F64)
+    a = torch.triu(a, 1) + torch.diag_embed(0.9 * torch.tanh(torch.diagonal(a, dim1=1, dim2=2)))
+    found = non_normality(*of(*a), ticks=400)
+    top = found.transient_growth.amax(1)
+    assert (found.kreiss <= top * (1 + 1e-9)).all() and (top <= math.e * 8 * found.kreiss * 1.001).all()
+    assert (found.numerical_radius <= found.sigma_max * (1 + 1e-12)).all() and (found.sigma_max <= 2 * found.numerical_radius * (1 + 1e-9)).all()
+
+
+def test_an_eigenvalue_outside_the_circle_has_no_kreiss_constant():
+    assert kreiss(torch.tensor([[[1.2, 5.0], [0.0, 0.1]]], dtype=torch.complex128)).isnan().all()
+    assert numerical_radius(torch.tensor([[[1.2, 0.0], [0.0, -2.0]]], dtype=torch.complex128)).item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("limit", [1000, 1])
+def test_a_jacobian_that_is_no_number_gives_nan_and_leaves_the_others(limit, monkeypatch):
+    monkeypatch.setattr(room, "DENSE_LIMIT", limit)
+    good = 0.5 * torch.eye(50, dtype=F64)
+    found = non_normality(*of(good, torch.full_like(good, torch.nan), good), ticks=2)
+    assert found.sigma_max.isnan().tolist() == [False, True, False] and found.kreiss.isnan().tolist() == [False, True, False]
+    assert found.sigma_max[0].item() == pytest.approx(0.5) and found.transient_growth[2].tolist() == pytest.approx([1, 0.5, 0.25])
+
+
+def test_misuse_is_refused():
+    f, z = of(torch.eye(2, dtype=F64))
+    with pytest.raises(ValueError, match=r"`non_normality` got ticks=0.*1 tick or more.*Use ticks=8"):
+        non_normality(f, z, ticks=0)
+    with pytest.raises(ValueError, match=r"got states in float16.*Cast both"):
+        non_normality(f, {"z": z["z"].half()}, ticks=1)
