@@ -65,6 +65,13 @@ class Continuation:
     name: str
     clean: Trajectory | None = None
 
+    def __post_init__(self) -> None:
+        if self.name not in ("free-running", "clamped", "teacher-forced") or (self.name == "teacher-forced") != (self.clean is not None):
+            raise ValueError(
+                f"`Continuation` got {self.name!r} {'with' if self.clean else 'without'} a clean run. There are three ways to go on, and teacher-forced alone has a clean run. "
+                "Use free_running, clamped or teacher_forced(clean)."
+            )
+
 
 free_running = Continuation("free-running")
 """Edits are made at the ticks chosen, and the system runs on from the edited state."""

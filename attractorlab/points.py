@@ -338,6 +338,28 @@ def survey(
     return passages
 
 
+@torch.no_grad()
+def check_updates(f: Ticking, z: State, *, caller: str) -> None:
+    """Refuse a map whose updates, one after the other, are not its rule.
+
+    Raises:
+        ValueError: If they differ by more than rounding on the first row of `z`.
+    """
+    if not f.updates:
+        return
+    one = trees.take(z, torch.tensor([0]))
+    f = f.take([0])
+    whole, parted = f.rule(one, f.drive), one
+    for update in f.updates:
+        parted = update.rule(parted, f.drive)
+    off = float(trees.norm(trees.sub(whole, parted)))
+    if off > torch.finfo(next(iter(z.values())).dtype).eps ** 0.5 * float(trees.norm(whole)):
+        raise ValueError(
+            f"`{caller}` got a map whose updates and rule differ by {off:.1e}. A tick is seen update by update, so these are the rule, one after the other, without noise. "
+            "Use `dataclasses.replace(f, updates=())` to take the rule as one piece."
+        )
+
+
 def nearest(word: str, words: Sequence[str]) -> str:
     """The words next to `word`, or the first few."""
     return ", ".join(repr(one) for one in difflib.get_close_matches(word, words, n=3, cutoff=0.3) or list(words)[:6])

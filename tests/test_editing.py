@@ -8,7 +8,7 @@ from torch import nn
 
 import attractorlab as al
 from attractorlab import trees
-from attractorlab.editing import Edit
+from attractorlab.editing import Continuation, Edit
 from attractorlab.maps import LatentMap, Update, in_turn, strobe
 from attractorlab.points import Tap
 
@@ -390,3 +390,11 @@ def test_a_run_to_go_back_to_must_be_the_same_run(generator) -> None:
         run(strobe(f, 2), z, edit, continuation=al.teacher_forced(clean))
     with pytest.raises(ValueError, match=r"begins at other states than the trace\. .*Pass the same starts to both"):
         run(f, {name: leaf + 1 for name, leaf in z.items()}, edit, continuation=al.teacher_forced(clean))
+
+
+def test_there_are_three_ways_to_go_on() -> None:
+    for name in ("free", "teacher-forced"):
+        with pytest.raises(
+            ValueError, match=rf"`Continuation` got '{name}' without a clean run\. .*Use free_running, clamped or teacher_forced\(clean\)"
+        ):
+            Continuation(name)

@@ -11,6 +11,7 @@ from attractorlab import trees
 from attractorlab.dynamics.krylov import NOISE, Jacobian, blocks_of_rows, dtype_of, random_vectors
 from attractorlab.dynamics.spectrum import DENSE_LIMIT, Method, dense_jacobian, leading_modes
 from attractorlab.maps import LatentMap, Update
+from attractorlab.points import check_updates
 from attractorlab.types import Floquet, State
 
 BLOCK_TOL = {torch.float64: 1e-6, torch.float32: 1e-3}  # residual of the leading singular vectors relative to the singular value
@@ -37,7 +38,7 @@ def floquet(f: LatentMap, z: State, *, k: int, method: Method | None = None) -> 
         1e-6 of the value (float32: 1e-3), or 200 steps; the residual is on record as `block_error`.
 
     Raises:
-        ValueError: As `spectrum` does.
+        ValueError: As `spectrum` does, or if the updates of the map, one after the other, are not its rule.
 
     Example:
         >>> first = Update("a", ("a",), lambda z, x: {"a": 4 * z["b"], "b": z["b"]})
@@ -51,6 +52,7 @@ def floquet(f: LatentMap, z: State, *, k: int, method: Method | None = None) -> 
         Guckenheimer and Holmes (1983), section 1.5 (Floquet theory); Golub and Kahan (1965), Calculating the singular values and pseudo-inverse of a matrix.
     """
     modes = leading_modes(f, z, k=k, method=method)
+    check_updates(f, z, caller="floquet")
     updates = f.updates or (Update("tick", tuple(z), f.rule),)
     names = tuple(z)
     length, tangent = torch.linalg.vector_norm(modes.right, dim=2), modes.right

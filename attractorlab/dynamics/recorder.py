@@ -13,7 +13,7 @@ from attractorlab.dynamics.inside import Edits, Inside, Taps
 from attractorlab.dynamics.orbits import DIVERGED, check_tol, chunks
 from attractorlab.editing import Continuation, Edit
 from attractorlab.maps import LatentMap, relative
-from attractorlab.points import Tap
+from attractorlab.points import Tap, check_updates
 from attractorlab.types import Result, State, Trajectory
 
 Keep = Callable[[int], Int[Tensor, " kept"]]
@@ -126,12 +126,22 @@ def trace(
         >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"] + 1}, {}, clock="tick")
         >>> trace(half, {"z": torch.zeros(1, 1)}, ticks=3, keep=every(1)).states["z"].flatten().tolist()
         [0.0, 1.0, 1.5, 1.75]
+
+        A module that runs twice in every tick has two calls at each kept tick:
+
+        >>> model = torch.nn.ModuleDict({"cell": torch.nn.Tanh()})
+        >>> twice = LatentMap(lambda z, x: {"z": model["cell"](model["cell"](z["z"]))}, {}, model=model)
+        >>> traj = trace(twice, {"z": torch.ones(5, 3)}, ticks=8, keep=every(4), tap=Tap(model, "cell"))
+        >>> traj.taps["cell"].shape
+        torch.Size([3, 2, 5, 3])
     """
     if ticks < 1:
         raise ValueError(f"`trace` got ticks={ticks}. A trajectory is at least one tick long. Use ticks=1 or more.")
     _check_options(z, rest, kick, edits, continuation)
     instance, start = f.coordinates(z)
     kept = _kept(keep, ticks)
+    if tap is not None or edits:
+        check_updates(f, z, caller="trace")
     taps = None if tap is None else Taps(f, z, tap, kept=kept, hold=rest is not None)
     plan = None if continuation is None else Edits(f, z, edits, continuation, ticks=ticks)
     # A kick or an edit may couple what it does to the row numbers, so it gets them all; without one, rows go through in chunks that fit the cache.

@@ -52,6 +52,7 @@ def test_a_linear_map_of_two_leaves_is_as_its_formula_says(generator) -> None:
     values, vectors = torch.linalg.eig(tick)
     order = values.abs().argsort(descending=True)
     assert (found.multipliers[0].abs() - values[order].abs()).abs().max() < ROUNDING
+    assert (found.gain[0].prod(1) - found.multipliers[0].abs()).abs().max() < ROUNDING
     for mode, at in enumerate(order.tolist()):
         v = vectors[:, at]
         new_a = a.to(v) @ v[:3] + b.to(v) @ v[3:]

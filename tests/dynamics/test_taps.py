@@ -1,5 +1,7 @@
 """Taps of a trace: every call of every kept tick, whatever the chunks and the rows that leave, and not a bit of the run changed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -188,3 +190,17 @@ def test_an_inner_activation_that_is_changed_in_place_afterwards_is_recorded_as_
     f = LatentMap(rule, {}, model=model)
     traj = al.trace(f, {"z": torch.zeros(1, 1)}, ticks=2, keep=al.every(1), tap=Tap(model, "one"))
     assert traj.taps["one"].flatten().tolist() == [1.0, 12.0, 23.0]
+
+
+def test_a_map_whose_updates_are_not_its_rule_is_refused(generator) -> None:
+    model, f, z = made(3, generator)
+    noisy = replace(f, rule=lambda z, x: {name: leaf + 0.01 for name, leaf in f.rule(z, x).items()})
+    refused = r"got a map whose updates and rule differ by .*without noise\. Use `dataclasses\.replace\(f, updates=\(\)\)`"
+    with pytest.raises(ValueError, match="`trace` " + refused):
+        al.trace(noisy, z, ticks=2, keep=al.only_last(), tap=Tap(model, "cell"))
+    with pytest.raises(ValueError, match="`floquet` " + refused):
+        al.floquet(noisy, z, k=1)
+    whole = replace(noisy, updates=())
+    traj = al.trace(whole, z, ticks=2, keep=al.every(1), tap=Tap(model, "cell", "z_H"))
+    assert traj.states["z_H"].equal(al.trace(noisy, z, ticks=2, keep=al.every(1)).states["z_H"])
+    assert traj.calls == {"z_H": ("",), "cell": ("", "", "")} and traj.taps["z_H"][0, 0].equal(traj.states["z_H"][1])
