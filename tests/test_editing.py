@@ -11,6 +11,7 @@ from attractorlab import trees
 from attractorlab.editing import Continuation, Edit
 from attractorlab.maps import LatentMap, Update, in_turn, strobe
 from attractorlab.points import Tap
+from attractorlab.store import RunError, join
 
 
 class Gain(nn.Module):
@@ -273,6 +274,7 @@ def test_an_edit_that_writes_into_its_value_spoils_nothing_else() -> None:
     z = {"z": torch.zeros(1, 1)}
     traj = run(f, z, Edit("same", lambda value, call: value.mul_(0).add_(5), "five", 1), ticks=3)
     assert traj.states["z"].flatten().tolist() == [0, 1, 6, 7] and z["z"].item() == 0
+    assert traj.residual[1].item() == 1.0, "the residual is of the state before it was written over"
 
 
 def test_permuted_rows_give_permuted_edited_runs(generator) -> None:
@@ -310,8 +312,6 @@ def test_an_edited_run_is_stored_and_joined_with_its_mode(generator, tmp_path) -
     for name in whole.taps:
         torch.testing.assert_close(found.taps[name], whole.taps[name], rtol=1e-12, atol=1e-13)
     plain = al.trace(f.take([0]), trees.take(z, slice(0, 1)), ticks=6, keep=al.every(1))
-    from attractorlab.store import RunError, join
-
     with pytest.raises(RunError, match="of 2 kinds"):
         join([found, plain])
 

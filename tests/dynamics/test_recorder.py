@@ -160,6 +160,20 @@ def test_a_kick_is_applied_between_ticks_to_all_rows_at_once(generator, monkeypa
     assert traj.residual[2].equal(unkicked), "the residual is that of the map, without the kick"
 
 
+def test_a_kick_that_writes_into_the_state_does_not_reach_what_was_recorded(generator):
+    # The map hands on a leaf as it is, so that the states of all ticks would be one tensor.
+    f = LatentMap(lambda z, x: {"a": z["a"], "b": 0.5 * z["b"]}, {}, readout=lambda z: {"a": z["a"][:, 0]})
+    z = {name: torch.randn(3, 2, generator=generator) for name in ("a", "b")}
+
+    def writing(state, tick):
+        state["a"].add_(tick)
+        return state
+
+    again = {name: leaf.clone() for name, leaf in z.items()}
+    written = trace(f, again, ticks=12, keep=every(1), kick=writing)
+    same(written, trace(f, z, ticks=12, keep=every(1), kick=lambda state, tick: {**state, "a": state["a"] + tick}))
+
+
 @pytest.mark.parametrize("ticks", [1, 2, 3, 64, 100, 12345])
 def test_the_last_tick_is_always_kept_and_ticks_increase(ticks):
     for keep in (every(1), every(7), every(10**6), log_spaced(1), log_spaced(5), log_spaced(50), only_last()):
