@@ -63,7 +63,8 @@ def report(
     An interrupted report goes on where it stopped when the same command is given again.
     """
     _use(threads)
-    run = _record(out / "run", model, task, data, split, rows, starts, ticks, tol, level, seed, baseline, analysed=True)
+    must_be_folder(out)
+    run = _record("report", out / "run", model, task, data, split, rows, starts, ticks, tol, level, seed, baseline)
     import attractorlab as al
 
     with stages() as say:
@@ -94,7 +95,7 @@ def record(
 ) -> None:
     """Record trajectories into a run folder, without analysing them."""
     _use(threads)
-    run = _record(out, model, task, data, split, rows, starts, ticks, tol, level, seed, baseline, analysed=False)
+    run = _record("record", out, model, task, data, split, rows, starts, ticks, tol, level, seed, baseline)
     facts = {"run": str(out), "units": len(run.manifest.units), "done": len(run.done()), "bytes": run.bytes()}
     tell(facts, as_json)
 
@@ -250,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _record(
-    folder: Path, model: str, task: str, data: str, split: str, rows: int, starts: int, ticks: int, tol: float, level: float, seed: int, baseline: str, *, analysed: bool
+    command: str, folder: Path, model: str, task: str, data: str, split: str, rows: int, starts: int, ticks: int, tol: float, level: float, seed: int, baseline: str
 ) -> "Run":
     must_be_folder(folder)
     from attractorlab import models
@@ -258,7 +259,7 @@ def _record(
     from attractorlab.sweep import Series, record
 
     reasoner = models.load(model)
-    instance = _instances(reasoner, task, data, split, rows)
+    instance = _instances(command, reasoner, task, data, split, rows)
 
     def series(name: str, one: "AbstractRecursion", count: int, scale: float | None) -> tuple["AbstractRecursion", Series]:
         # A run is read later, perhaps from another folder.
@@ -270,18 +271,18 @@ def _record(
         second = models.load(other)
         reasoner_task, other_task = reasoner.config.task, second.config.task
         if reasoner_task != other_task:
-            raise models.CheckpointError(f"`report` got a model for {reasoner_task} and a baseline for {other_task}. Both solve the same puzzles. Use --baseline none.")
+            raise models.CheckpointError(f"`{command}` got a model for {reasoner_task} and a baseline for {other_task}. Both solve the same puzzles. Use --baseline none.")
         if second.config.H_cycles != reasoner.config.H_cycles:
             raise models.CheckpointError(
-                f"`report` got a model of {reasoner.config.H_cycles} recursions a segment and a baseline of {second.config.H_cycles}. Numbers of two clocks cannot stand side by side. "
+                f"`{command}` got a model of {reasoner.config.H_cycles} recursions a segment and a baseline of {second.config.H_cycles}. Numbers of two clocks cannot stand side by side. "
                 "Use --baseline none, and report on each."
             )
         asked[BASELINE] = series(other, second, starts, reasoner.config.start_scale)
         asked[OWN] = series(other, second, 1, None)
-    settings = {"data": data, "split": split, "tol": tol, "level": level, "command": _stored_command(folder) or command_line()}
+    settings = {"data": data, "split": split, "level": level, "command": _stored_command(folder) or command_line()}
     from attractorlab.dynamics.orbits import check_tol
 
-    check_tol(tol, reasoner.dtype, "report")
+    check_tol(tol, reasoner.dtype, command)
     with progress_bar("recording", 1) as bar:
         return record(
             folder,
@@ -289,8 +290,10 @@ def _record(
             asked,
             ticks=ticks,
             seed=seed,
+            tol=tol,
+            reported=command == "report",
             settings=settings,
-            also=[ANALYSIS] if analysed else [],
+            also=[ANALYSIS],
             progress=lambda done, of: bar(done / max(1, of), f"{done} of {of} units"),
         )
 
@@ -304,7 +307,7 @@ def _stored_command(folder: Path) -> str:
     return str(Run(folder).manifest.config["command"])
 
 
-def _instances(reasoner: "AbstractRecursion", task: str, data: str, split: str, rows: int) -> "Instance":
+def _instances(command: str, reasoner: "AbstractRecursion", task: str, data: str, split: str, rows: int) -> "Instance":
     import torch
 
     from attractorlab import tasks
@@ -313,11 +316,13 @@ def _instances(reasoner: "AbstractRecursion", task: str, data: str, split: str, 
     found = tasks.load(task or reasoner.config.task, split=split, path=data or None)
     if found.task != reasoner.config.task:
         raise CheckpointError(
-            f"`report` got {found.task} for {reasoner.name}, a model for {reasoner.config.task}. A reasoner only takes the task it was built for. "
+            f"`{command}` got {found.task} for {reasoner.name}, a model for {reasoner.config.task}. A reasoner only takes the task it was built for. "
             f"Use --task {reasoner.config.task}, or a model for {found.task}."
         )
+    if not len(found):
+        raise BadData(f"{data} holds no puzzles. A run is made of one puzzle or more. Give a file with rows below its header.")
     if rows > len(found):
-        raise ValueError(f"`report` got --rows {rows} for {len(found)} puzzles. It takes each puzzle once. Use --rows {len(found)} or fewer.")
+        raise ValueError(f"`{command}` got --rows {rows} for {len(found)} puzzles. It takes each puzzle once. Use --rows {len(found)} or fewer.")
     return found[torch.arange(rows) * len(found) // rows]
 
 

@@ -40,7 +40,8 @@ def convert(
 
     if out.suffix != ".safetensors" or out.is_dir():
         raise ValueError(f"`convert` got --out {out}. It writes one safetensors file. Use a name that ends in .safetensors.")
-    must_be_folder(out.parent)
+    if out.parent != Path():
+        must_be_folder(out.parent)
     source = models.find(path)
     if out.exists() and out.samefile(source):
         raise ValueError(f"`convert` got {out} to read and to write. The official file stays as it is. Choose another --out.")
@@ -70,7 +71,9 @@ def command_line() -> str:
 
 
 def must_be_folder(path: Path) -> None:
-    """Raise a ValueError if something that is no folder stands where one is wanted."""
+    """Raise a ValueError if something that is no folder stands where one is wanted, or the folder has no name of its own."""
+    if path == Path():
+        raise ValueError("--out names the present folder itself. Output goes into a folder of its own. Choose another --out, such as out/report.")
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise ValueError(f"--out leads through {place}, which is a file. Output goes into a folder. Choose another --out.")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from attractorlab.statistics import cluster_mean
+from attractorlab.statistics import cluster_share
 from attractorlab.types import ProbeFit, Trajectory
 
 
@@ -86,7 +86,7 @@ def fit_probe(
     held_out = torch.sort(shuffled[:held]).values
     place = torch.searchsorted(held_out, cluster)
     by_held_out = torch.stack([torch.bincount(place, hit.double(), held) / torch.bincount(place, minlength=held) for hit, _ in scores])
-    means = [[cluster_mean(hit.double(), cluster, level=level) for hit in pair] for pair in scores]
+    means = [[cluster_share(hit, cluster, level=level) for hit in pair] for pair in scores]
     column = torch.tensor([[first[0], first[1], first[2], second[0]] for first, second in means], dtype=torch.float64)
     return ProbeFit(
         ticks=traj.kept,

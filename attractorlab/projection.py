@@ -38,14 +38,15 @@ def project(traj: Trajectory, method: Layout, *, points_per_row: int = 40) -> Pr
     Args:
         traj: A trajectory with states kept at many ticks.
         method: `by_pca(n)` or `by_umap(...)`.
-        points_per_row: Points of each row, at most; the first and the last are always among them.
+        points_per_row: Points of each row, at most; the first and the last are always among them. A row that left the finite numbers is left out, and
+            `faithfulness` counts such rows.
 
     Returns:
         The points with their ticks and rows, and the scores: trustworthiness (are neighbours in the picture neighbours in truth) and continuity (the
         reverse), at 15 neighbours, 1 is perfect, read on at most 3,000 points.
 
     Raises:
-        ValueError: If fewer than 4 points are left, any of them is not finite, or `points_per_row` is below 2.
+        ValueError: If fewer than 4 points are left, or `points_per_row` is below 2.
 
     Example:
         >>> from attractorlab import every, trace
@@ -62,10 +63,12 @@ def project(traj: Trajectory, method: Layout, *, points_per_row: int = 40) -> Pr
     if points_per_row < 2:
         raise ValueError(f"`project` got points_per_row={points_per_row}. A path has a first and a last point. Use points_per_row=40.")
     time, row = thin(traj, points_per_row)
+    fine = torch.stack([leaf.flatten(2).isfinite().all(2).all(0) for leaf in traj.states.values()]).all(0)
+    time, row = time[fine[row]], row[fine[row]]
     flat = torch.cat([leaf[time, row].flatten(1) for leaf in traj.states.values()], dim=1).double()
-    if len(flat) < 4 or not bool(flat.isfinite().all()):
+    if len(flat) < 4:
         raise ValueError(
-            f"`project` got {len(flat)} points, {'all' if bool(flat.isfinite().all()) else 'not all'} finite. A picture needs four or more finite states. "
+            f"`project` got {len(flat)} points of {int(fine.sum())} rows that are finite throughout. A picture needs four or more finite states. "
             "Trace with keep=every(1), on rows whose result is COMPLETED."
         )
     placed = method(flat)
@@ -73,7 +76,7 @@ def project(traj: Trajectory, method: Layout, *, points_per_row: int = 40) -> Pr
         coordinates=placed.coordinates,
         tick=traj.kept[time],
         row=row,
-        faithfulness=placed.scores | faithfulness(flat, placed.coordinates),
+        faithfulness=placed.scores | faithfulness(flat, placed.coordinates) | ({} if bool(fine.all()) else {"rows left out": float((~fine).sum())}),
         method=placed.method,
         clock=traj.clock,
         origin=traj.origin,

@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy import stats
 from torch import Tensor
 
+FEWEST = 10  # clusters that a bootstrap needs
 
 def wilson(count: Shaped[Tensor, "..."], n: Shaped[Tensor, "..."], *, level: float) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
     """Wilson's interval for a share, `count` of `n`.
@@ -62,12 +63,13 @@ def clopper_pearson(count: int, n: int, *, level: float) -> tuple[float, float]:
 def cluster_mean(values: Float[Tensor, " row"], cluster: Int[Tensor, " row"], *, level: float, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """The mean of `values` with a bootstrap interval that redraws whole clusters (all starts of an instance together).
 
-    Every row weighs the same. The bootstrap percentile interval has no width when all values agree; use Wilson's for shares near 0 or 1.
+    Every row weighs the same. The interval is NaN below 10 clusters, from which redrawing learns nothing, and where it has no width, as when all values agree: neither is
+    proof. Use Wilson's for shares near 0 or 1.
 
     Example:
-        >>> mean, low, high = cluster_mean(torch.tensor([0.0, 0.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1]), level=0.9)
-        >>> mean, low, high
-        (0.5, 0.0, 1.0)
+        >>> values = torch.arange(20.0).repeat_interleave(2)
+        >>> [round(x, 1) for x in cluster_mean(values, values.long(), level=0.9)]
+        [9.5, 7.3, 11.6]
     """
     kinds, index = np.unique(cluster.numpy(), return_inverse=True)
     sums = np.bincount(index, values.double().numpy(), len(kinds))
@@ -75,9 +77,21 @@ def cluster_mean(values: Float[Tensor, " row"], cluster: Int[Tensor, " row"], *,
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(len(kinds), np.full(len(kinds), 1 / len(kinds)), size=draws)
     means = (weights @ sums) / (weights @ counts)
-    a = (1 - _checked(level)) / 2
-    low, high = np.quantile(means, [a, 1 - a])
-    return float(sums.sum() / counts.sum()), float(low), float(high)
+    return float(sums.sum() / counts.sum()), *_between(means, level, len(kinds))
+
+
+def cluster_share(values: Shaped[Tensor, " row"], cluster: Int[Tensor, " row"], *, level: float) -> tuple[float, float, float]:
+    """The mean of values between 0 and 1 as `cluster_mean` has it; where its bootstrap says nothing, with Wilson's interval over the clusters.
+
+    Example:
+        >>> [round(x, 3) for x in cluster_share(torch.ones(40), torch.arange(20).repeat(2), level=0.95)]
+        [1.0, 0.839, 1.0]
+    """
+    mean, low, high = cluster_mean(values.double(), cluster, level=level)
+    if np.isnan(low):
+        n = torch.tensor(len(torch.unique(cluster)))
+        low, high = (float(x) for x in wilson(mean * n, n, level=level))
+    return mean, low, high
 
 
 def cluster_auc(
@@ -85,8 +99,8 @@ def cluster_auc(
 ) -> tuple[float, float, float]:
     """The chance that a good row scores above a bad one (the area under the ROC curve), with a bootstrap interval over whole clusters.
 
-    All three are NaN where all rows are good or all bad; redrawn samples that are so are left out of the interval.
-    A score of NaN counts as the worst.
+    All three are NaN where all rows are good or all bad; redrawn samples that are so are left out of the interval, which is NaN below 10 clusters and
+    where it has no width. A score of NaN counts as the worst.
 
     Example:
         >>> score, good = torch.tensor([3.0, 2.0, 1.0, 0.0]), torch.tensor([True, False, True, False])
@@ -109,9 +123,7 @@ def cluster_auc(
     area, drawn = areas[0], np.array(areas[1:])
     if np.isnan(area):
         return np.nan, np.nan, np.nan
-    a = (1 - _checked(level)) / 2
-    low, high = np.nanquantile(drawn, [a, 1 - a])
-    return area, float(low), float(high)
+    return area, *_between(drawn, level, len(kinds))
 
 
 def effective_n(values: Bool[Tensor, " row"], cluster: Int[Tensor, " row"]) -> float:
@@ -140,6 +152,13 @@ def effective_n(values: Bool[Tensor, " row"], cluster: Int[Tensor, " row"]) -> f
     typical = (n - (counts**2).sum() / n) / (groups - 1)  # Donner's m₀: the sizes' mean, less a part of their variance
     rho = min(1.0, max(0.0, (between - within) / (between + (typical - 1) * within)))
     return float(n / (1 + ((counts**2).sum() / n - 1) * rho))
+
+
+def _between(drawn: np.ndarray, level: float, clusters: int) -> tuple[float, float]:
+    """The percentiles of a bootstrap, or NaN where it says nothing."""
+    a = (1 - _checked(level)) / 2
+    low, high = (float(x) for x in np.nanquantile(drawn, [a, 1 - a]))
+    return (low, high) if clusters >= FEWEST and low < high else (np.nan, np.nan)
 
 
 def _checked(level: float) -> float:

@@ -60,6 +60,7 @@ class Manifest:
     units: tuple[str, ...]
     created: str
     schema: int = SCHEMA
+    optional: tuple[str, ...] = ()  # units that may be added; a run without them is complete
 
 
 class Run:
@@ -79,7 +80,11 @@ class Run:
         try:
             found = json.loads((self.path / "manifest.json").read_text())
             self.manifest = Manifest(
-                config=dict(found["config"]), units=tuple(found["units"]), created=found["created"], schema=found["schema"]
+                config=dict(found["config"]),
+                units=tuple(found["units"]),
+                created=found["created"],
+                schema=found["schema"],
+                optional=tuple(found.get("optional", ())),
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(
@@ -90,16 +95,16 @@ class Run:
             raise RunError(
                 f"{self.path} has schema {self.manifest.schema}. This version reads schema {SCHEMA}. Use the version of attractorlab that wrote it."
             )
-        _check_units(self.manifest.units)
+        _check_units((*self.manifest.units, *self.manifest.optional))
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], *, config: Mapping[str, Any], units: Sequence[str], created: str) -> "Run":
-        """A new run, or the one that is there if it asked for the same.
+    def create(cls, path: str | os.PathLike[str], *, config: Mapping[str, Any], units: Sequence[str], created: str, optional: Sequence[str] = ()) -> "Run":
+        """A new run, or the one that is there if it asked for the same. Units that are `optional` may be added to it later.
 
         Raises:
             RunError: If the folder holds another run, or a unit's name cannot name a file.
         """
-        _check_units(units)
+        _check_units((*units, *optional))
         place = Path(path)
         if (place / "manifest.json").exists():
             run = cls(place)
@@ -115,7 +120,7 @@ class Run:
                 )
             return run
         (place / "segments").mkdir(parents=True, exist_ok=True)
-        manifest = Manifest(config=config, units=tuple(units), created=created)
+        manifest = Manifest(config=config, units=tuple(units), created=created, optional=tuple(optional))
         temporary = place / f".manifest-{uuid.uuid4().hex}"
         with open(temporary, "w") as file:
             file.write(json.dumps(asdict(manifest), indent=1))
@@ -125,11 +130,11 @@ class Run:
         return cls(place)
 
     def done(self) -> list[str]:
-        """The units that have a segment, in the order of the manifest."""
-        return [unit for unit in self.manifest.units if self.has(unit)]
+        """The units that have a segment, in the order of the manifest, optional ones last."""
+        return [unit for unit in (*self.manifest.units, *self.manifest.optional) if self.has(unit)]
 
     def missing(self) -> list[str]:
-        """The units that have none."""
+        """The units that have none; optional ones are not missed."""
         return [unit for unit in self.manifest.units if not self.has(unit)]
 
     def has(self, unit: str) -> bool:
@@ -144,7 +149,7 @@ class Run:
         """
         import xarray
 
-        if unit not in self.manifest.units:
+        if unit not in (*self.manifest.units, *self.manifest.optional):
             raise RunError(
                 f"{self.path} has no unit {unit!r}. A run holds the units of its manifest. Use one of {', '.join(self.manifest.units)}."
             )
@@ -174,14 +179,18 @@ class Run:
             raise RunError(
                 f"{self.path} has no segment {unit!r}. A unit is read once it is complete. Run the command again to complete it."
             )
+        remedy = "Remove that segment and run the command again: it is recorded anew."
         try:
             with xarray.open_datatree(self._segment(unit), engine="zarr", consolidated=False) as tree:
-                return {name: from_dataset(node.to_dataset().load()) for name, node in tree.children.items()}
+                data = {name: node.to_dataset().load() for name, node in tree.children.items()}
         except (OSError, RuntimeError, ValueError, KeyError) as error:  # what zarr and its codecs raise on damaged bytes
+            raise RunError(f"{self.path} has a damaged segment {unit!r} ({type(error).__name__}). A segment is read whole. {remedy}") from error
+        wrong = sorted(f"{name}/{key}" for name, one in data.items() for key, array in one.variables.items() if not _intact(array))
+        if wrong:
             raise RunError(
-                f"{self.path} has a damaged segment {unit!r} ({type(error).__name__}). A segment is read whole. "
-                "Remove that segment and run the command again: it is recorded anew."
-            ) from error
+                f"{self.path} has a damaged segment {unit!r}: {', '.join(wrong)} is not what was written. Numbers are used as they were stored. {remedy}"
+            )
+        return {name: from_dataset(one) for name, one in data.items()}
 
     def damage(self, unit: str) -> str:
         """What is wrong with the segment of `unit`, in a sentence; empty if every array is what was written.
@@ -189,18 +198,13 @@ class Run:
         Raises:
             RunError: If there is none.
         """
-        import xarray
-
         try:
             self.read(unit)
-            with xarray.open_datatree(self._segment(unit), engine="zarr", consolidated=False) as tree:
-                stored = {f"{name}/{key}": array for name, node in tree.children.items() for key, array in node.to_dataset().variables.items()}
-                wrong = sorted(name for name, array in stored.items() if "sha256" in array.attrs and _digest(array.values) != array.attrs["sha256"])
         except RunError as error:
             if not self.has(unit):
                 raise
             return str(error)
-        return f"{self.path} has a segment {unit!r} whose {', '.join(wrong)} is not what was written. Remove that segment and run the command again." if wrong else ""
+        return ""
 
     def trajectory_of(self, series: str) -> Trajectory:
         """The trajectories of all finished units of a series, side by side.
@@ -365,6 +369,11 @@ def _variable(value: Tensor, dims: Sequence[str], name: str) -> tuple[tuple[str,
     values = value.detach().cpu()
     stored = (values.float() if value.dtype == torch.bfloat16 else values).numpy()
     return (*named[:at], *extra, *named[at:]), stored, {"dtype": str(value.dtype), "sha256": _digest(stored)}
+
+
+def _intact(array: "xarray.Variable") -> bool:
+    """Whether an array is the one that was written."""
+    return "sha256" not in array.attrs or _digest(array.values) == array.attrs["sha256"]
 
 
 def _digest(values: np.ndarray) -> str:

@@ -17,7 +17,9 @@ from attractorlab.types import Drive, Instance, State
 
 UNIT = 8  # instances in a unit of work
 PUZZLES = "puzzles"  # the segment that holds the instances
+PAGE = 8_000_000  # bytes of a report's page, of what is written beside it and of its analysis
 OVERHEAD = 150_000  # bytes of file system blocks and metadata that a segment takes beside its numbers
+CLEAR = 10.0  # times that residual: tolerances from which it is used
 REST = 5.0  # times the rounding floor: a row that stays below it has no digits left to move, and is followed no further
 
 
@@ -47,7 +49,9 @@ def record(
     *,
     ticks: int,
     seed: int,
+    tol: float,
     settings: Mapping[str, Any],
+    reported: bool,
     also: Sequence[str] = (),
     progress: Callable[[int, int], None],
 ) -> Run:
@@ -61,8 +65,10 @@ def record(
         series: By name, the model and what to record with it.
         ticks: Recorded ticks per start.
         seed: Of the starts.
+        tol: The residual that will count as rest when the run is read.
         settings: Further entries of the manifest.
-        also: Units that others will add.
+        reported: Whether the disk must also have room for a report.
+        also: Units that others may add.
         progress: Called with units done and units in all.
 
     Raises:
@@ -77,12 +83,13 @@ def record(
         "ids": list(instance.ids),
         "ticks": ticks,
         "seed": seed,
+        "tol": tol,
         "unit": UNIT,
-        "rest": {name: rest_of(reasoner) for name, (reasoner, _) in series.items()},
+        "rest": {name: rest_of(reasoner, tol=tol) for name, (reasoner, _) in series.items()},
         "series": {name: asdict(one) for name, (_, one) in series.items()},
     }
-    with room_for(folder, price(instance, series, ticks=ticks)):
-        run = Run.create(folder, config=config, units=[PUZZLES, *units, *also], created=datetime.now(UTC).isoformat(timespec="seconds"))
+    with room_for(folder, price(instance, series, ticks=ticks, reported=reported)):
+        run = Run.create(folder, config=config, units=[PUZZLES, *units], optional=also, created=datetime.now(UTC).isoformat(timespec="seconds"))
     if not run.has(PUZZLES):
         run.write(PUZZLES, {"instance": instance})
     for done, (unit, (name, k)) in enumerate(units.items()):
@@ -91,15 +98,16 @@ def record(
             continue
         reasoner, one = series[name]
         f, z = unit_of(reasoner, instance, one, block=k, seed=seed)
-        traj = trace(f, z, ticks=ticks, keep=only_last(), rest=rest_of(reasoner))
+        traj = trace(f, z, ticks=ticks, keep=only_last(), rest=rest_of(reasoner, tol=tol))
         run.write(unit, {"trajectory": replace(traj, origin=replace(traj.origin, seed=seed))})
     progress(len(units), len(units))
     return run
 
 
-def rest_of(reasoner: AbstractRecursion) -> float:
-    """The residual below which a row of this model is followed no further."""
-    return REST * FLOOR[reasoner.dtype]
+def rest_of(reasoner: AbstractRecursion, *, tol: float) -> float | None:
+    """The residual below which a row of this model is followed no further; none where `tol` is so near to it that holding a row could decide its verdict."""
+    rest = REST * FLOOR[reasoner.dtype]
+    return rest if tol >= CLEAR * rest else None
 
 
 def unit_name(series: str, block: int) -> str:
@@ -131,9 +139,9 @@ def whole(reasoner: AbstractRecursion, instance: Instance, one: Series, *, seed:
     return f, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def price(instance: Instance, series: Mapping[str, tuple[AbstractRecursion, Series]], *, ticks: int) -> int:
-    """The bytes that a run will hold, before compression."""
-    total = OVERHEAD
+def price(instance: Instance, series: Mapping[str, tuple[AbstractRecursion, Series]], *, ticks: int, reported: bool) -> int:
+    """The bytes that a run will hold, before compression, and its report, if it is to have one."""
+    total = OVERHEAD + PAGE * reported
     for reasoner, one in series.values():
         f = strobe(reasoner.bind(instance[:1]), one.every).take([0])
         z = reasoner.random_start(f.drive, scale=1.0, generator=torch.Generator().manual_seed(0))

@@ -3,7 +3,7 @@
 import torch
 
 import attractorlab as al
-from attractorlab.statistics import clopper_pearson, cluster_mean
+from attractorlab.statistics import cluster_share
 from attractorlab.types import Finding
 
 QUESTION = (
@@ -28,10 +28,8 @@ def run() -> tuple[str, list[Finding]]:
         # Starts of a puzzle fail alike, so puzzles are redrawn, not starts.
         n = int(failed.sum())
         if n:
-            share, low, high = cluster_mean(rest.double(), conv.instance[failed], level=LEVEL)
+            share, low, high = cluster_share(rest, conv.instance[failed], level=LEVEL)
             failing = len(torch.unique(conv.instance[failed]))
-            if share in (0.0, 1.0):  # a bootstrap has no width there
-                low, high = clopper_pearson(round(share * failing), failing, level=LEVEL)
             findings.append(Finding(f"{name}: settled among failing starts ({failing} puzzles)", share, low, high, n, "share of failing starts", "convergence"))
             findings.append(Finding(f"{name}: on a cycle of period 2 to 8 among failing starts", float(cycle.double().mean()), float("nan"), float("nan"), n, "share of failing starts", "convergence"))
             near = sum(word == "approaching" for word, bad in zip(conv.verdict, failed.tolist(), strict=True) if bad)
@@ -39,5 +37,5 @@ def run() -> tuple[str, list[Finding]]:
             words.append(f"Of the {n} failing starts of {name}, {int(rest.sum())} are at rest on a wrong answer, {near} still coming to rest, {int(cycle.sum())} on a short cycle, and {wander} wander")
         else:
             words.append(f"No start of {name} fails")
-        findings.append(Finding(f"{name}: solved", float((~failed).double().mean()), *cluster_mean((~failed).double(), conv.instance, level=LEVEL)[1:], len(failed), "share of starts", "convergence"))
+        findings.append(Finding(f"{name}: solved", *cluster_share(~failed, conv.instance, level=LEVEL), len(failed), "share of starts", "convergence"))
     return f"{'. '.join(words)}, {TICKS} segments after {STARTS} random starts on each of {PUZZLES} puzzles (residual below {TOL:g} is rest).", findings

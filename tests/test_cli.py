@@ -152,6 +152,14 @@ def test_inspect_speaks_json_of_models_and_runs(capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["missing"] == 0
 
 
+def test_a_file_without_puzzles_and_an_output_without_a_name_are_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.csv").write_text("question,answer\n")
+    fails(capsys, 4, "empty.csv", argv=["report", "eqr-sudoku-4", "--data", "empty.csv", "--out", "out"])
+    fails(capsys, 2, "present folder", argv=["report", "eqr-sudoku-4", "--out", ""])
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.csv"]
+
+
 def test_verify_finds_what_is_damaged_and_what_is_missing(capsys, tmp_path):
     out = tmp_path / "run"
     assert main(["record", "eqr-sudoku-4", *SMALL, "--out", str(out)]) == 0

@@ -146,12 +146,14 @@ def test_neighbours_are_the_nearest_and_begin_with_the_point_itself(generator):
 
 
 def test_what_cannot_be_drawn_is_refused():
-    with pytest.raises(ValueError, match=r"`project` got 3 points, all finite.*four or more finite states.*keep=every\(1\)"):
+    with pytest.raises(ValueError, match=r"`project` got 3 points of 3 rows that are finite throughout.*four or more finite states.*keep=every\(1\)"):
         project(recorded(torch.zeros(1, 3, 2)), by_pca())
     states = torch.randn(9, 2, 2, generator=torch.Generator().manual_seed(0))
     states[:, 1] = torch.nan
-    with pytest.raises(ValueError, match=r"`project` got \d+ points, not all finite.*rows whose result is COMPLETED"):
-        project(recorded(states), by_pca())
+    left = project(recorded(states), by_pca())
+    assert left.row.unique().tolist() == [0] and left.faithfulness["rows left out"] == 1
+    with pytest.raises(ValueError, match=r"`project` got 0 points of 0 rows.*rows whose result is COMPLETED"):
+        project(recorded(torch.full((9, 2, 2), torch.nan)), by_pca())
     with pytest.raises(ValueError, match=r"`project` got points_per_row=1.*Use points_per_row=40"):
         project(recorded(torch.zeros(9, 3, 2)), by_pca(), points_per_row=1)
 

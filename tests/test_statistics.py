@@ -1,11 +1,13 @@
 """Intervals against published tables and their own definitions."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from attractorlab.statistics import clopper_pearson, cluster_mean, effective_n, wilson
+from attractorlab.statistics import clopper_pearson, cluster_auc, cluster_mean, cluster_share, effective_n, wilson
 
 # 95 % intervals of a share: count, n, Wilson, Clopper and Pearson; six digits.
 TABLE = [
@@ -82,10 +84,28 @@ def test_the_cluster_bootstrap_has_the_spread_of_the_cluster_means(generator):
 
 
 def test_the_cluster_bootstrap_knows_nothing_of_the_order_or_the_names_of_clusters(generator):
-    values, cluster = torch.rand(60, generator=generator), torch.arange(60) % 7
+    values, cluster = torch.rand(60, generator=generator), torch.arange(60) % 17
     order = torch.randperm(60, generator=generator)
     assert cluster_mean(values, cluster, level=0.9) == pytest.approx(cluster_mean(values[order], cluster[order] * 10 + 3, level=0.9))
     assert cluster_mean(values, cluster, level=0.9, seed=1) != cluster_mean(values, cluster, level=0.9, seed=2)
+
+
+def test_a_bootstrap_that_says_nothing_gives_no_interval():
+    for values, cluster in ((torch.rand(60), torch.arange(60) % 9), (torch.ones(60), torch.arange(60) % 30)):
+        mean, low, high = cluster_mean(values, cluster, level=0.95)
+        assert mean == pytest.approx(values.mean().item()) and math.isnan(low) and math.isnan(high)
+    area, low, high = cluster_auc(torch.arange(12.0), torch.arange(12) > 5, torch.arange(12) // 2, level=0.95)
+    assert area == 1 and math.isnan(low) and math.isnan(high)
+
+
+def test_a_share_of_clusters_always_has_an_interval():
+    whole = cluster_share(torch.ones(60), torch.arange(60) % 30, level=0.95)
+    low, high = wilson(torch.tensor(30), torch.tensor(30), level=0.95)
+    assert whole == (1.0, low.item(), high.item())
+    values = torch.arange(60) % 2 == 0
+    assert cluster_share(values, torch.arange(60) // 2 % 30, level=0.95)[1] > 0
+    mixed = torch.rand(60) < 0.5
+    assert cluster_share(mixed, torch.arange(60), level=0.9) == cluster_mean(mixed.double(), torch.arange(60), level=0.9)
 
 
 def test_rows_of_clusters_that_agree_are_worth_the_number_of_clusters():

@@ -245,7 +245,9 @@ def test_a_changed_number_and_a_broken_file_are_found(tmp_path):
         run.damage("c")
     array = zarr.open_array(run.path / "segments" / "a.zarr" / "trajectory" / "residual", mode="r+")
     array[1, 1] = array[1, 1] + 1e-6
-    assert "'a' whose trajectory/residual is not what was written. Remove that segment" in run.damage("a")
+    assert "a damaged segment 'a': trajectory/residual is not what was written" in run.damage("a")
+    with pytest.raises(RunError, match=r"damaged segment 'a'.*recorded anew"):
+        run.read("a")
     chunk = next(p for p in (run.path / "segments" / "b.zarr").rglob("*") if p.is_file() and p.name != "zarr.json")
     chunk.write_bytes(chunk.read_bytes()[:-3])
     assert "damaged segment 'b'" in run.damage("b") and run.has("b")

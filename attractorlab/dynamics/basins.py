@@ -216,7 +216,7 @@ def tally(
         instances=instances,
         starts=starts,
         undecided=undecided.double() / starts,
-        missing_mass=singles.double() / starts,
+        missing_mass=torch.where(starts > undecided, singles.double() / (starts - undecided).clamp(min=1), torch.nan),
         effective_n=effective_n(out == 0, instance),
         level=level,
         sampler=sampler,

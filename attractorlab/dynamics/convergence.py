@@ -7,7 +7,7 @@ from torch import Tensor
 from attractorlab.dynamics.orbits import FLOOR, check_tol
 from attractorlab.types import Convergence, Result, Trajectory
 
-FALLING_TICKS, FALLING_BY = 8, 0.9  # a residual that fell at each of so many ticks, to below so much of what it was, is still falling
+FALLING_TICKS, FALLING_BY = 8, 0.9  # a residual that fell at each of so many ticks, or all there are, to below so much of what it was, is still falling
 RATE_TICKS = 8  # residuals that the rate is fitted to, at most
 RATE_FLOOR = 30  # times the rounding floor: below it a residual is noise
 
@@ -25,7 +25,7 @@ def convergence(traj: Trajectory, *, tol: float, targets: Int[Tensor, "instance 
 
     Returns:
         One entry per row. The rate is the factor by which the residual shrinks per tick, from a straight line through its logarithm over the
-        last 8 ticks above 30 times the rounding floor. A row that is not at rest but whose residual fell at each of the last 8 ticks, by a
+        last 8 ticks above 30 times the rounding floor. A row that is not at rest but whose residual fell at each of the last 8 ticks, or all of fewer, by a
         tenth or more in all, is approaching: it was not followed long enough. The period is the smallest p up to 8 for which the last state and the one p ticks
         before differ by less than `tol`.
 
@@ -103,7 +103,7 @@ def solved_at(traj: Trajectory, targets: Int[Tensor, "instance site"]) -> Bool[T
 def _falling(residual: Float[Tensor, "time row"]) -> Bool[Tensor, " row"]:
     """Which residuals were still falling at the end."""
     last = residual[-FALLING_TICKS - 1 :]
-    return (last.diff(dim=0) < 0).all(0) & (last[-1] < FALLING_BY * last[0]) & (len(last) == FALLING_TICKS + 1)
+    return (last.diff(dim=0) < 0).all(0) & (last[-1] < FALLING_BY * last[0]) & (len(last) > 2)
 
 
 def _holds_since(mask: Bool[Tensor, "time row"]) -> Int[Tensor, " row"]:

@@ -28,12 +28,14 @@ def chunks(z: State) -> Iterator[Int[Tensor, " chunk"]]:
 
 
 def check_tol(tol: float, dtype: torch.dtype, caller: str) -> None:
-    """Refuse a tolerance that rounding in `dtype` cannot reach.
+    """Refuse a tolerance that rounding in `dtype` cannot reach, or that no state could miss.
 
     Raises:
-        ValueError: If `tol` is below the floor of the dtype.
+        ValueError: If `tol` is below the floor of the dtype, or not below 1.
     """
     floor = FLOOR[dtype]
+    if tol >= 1:
+        raise ValueError(f"`{caller}` got tol={tol}. A tick that moves the state by its own length is not at rest. Use a tol below 1, such as 1e-4.")
     if not tol >= floor:
         raise ValueError(
             f"`{caller}` got tol={tol} for states in {str(dtype).removeprefix('torch.')}. Rounding alone leaves a relative residual of about {floor:g}. "

@@ -139,6 +139,9 @@ def trace(
         raise ValueError(f"`trace` got ticks={ticks}. A trajectory is at least one tick long. Use ticks=1 or more.")
     _check_options(z, rest, kick, edits, continuation)
     instance, start = f.coordinates(z)
+    if not len(start) or not all(leaf.is_floating_point() for leaf in z.values()):
+        kinds = ", ".join(sorted({str(leaf.dtype).removeprefix("torch.") for leaf in z.values()}))
+        raise ValueError(f"`trace` got {len(start)} rows of {kinds}. A trajectory has one row or more, of floating-point numbers. Pass starts such as `reasoner.start(f.drive, ...)`.")
     kept = _kept(keep, ticks)
     if tap is not None or edits:
         check_updates(f, z, caller="trace")

@@ -255,6 +255,7 @@ def _official(path: Path, given: Given) -> tuple[AbstractRecursion, Official]:
     official = read_official(path, given)
     reasoner = _fresh(official.config)
     refuse_other_tensors(path, reasoner.state_dict(), official.tensors)
+    _refuse_nonfinite(path, official.tensors)
     reasoner.load_state_dict(dict(official.tensors))
     reasoner.name = official.name
     return reasoner, official
@@ -297,7 +298,14 @@ def _fill(model: torch.nn.Module, path: Path) -> None:
             f"{path} has other tensors than its configuration asks for: {', '.join(wrong)}. Names, shapes and dtypes must match exactly. "
             "Write the file again with `attractorlab train` or `attractorlab.models.save`."
         )
+    _refuse_nonfinite(path, tensors)
     model.load_state_dict(tensors)
+
+
+def _refuse_nonfinite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    wrong = sorted(name for name, tensor in tensors.items() if not bool(tensor.isfinite().all()))
+    if wrong:
+        raise CheckpointError(f"{path} holds NaN or infinity in {', '.join(wrong)}. Weights are finite numbers. Copy the file again, or take an earlier checkpoint of the training.")
 
 
 def _config(path: Path, about: Mapping[str, str]) -> AbstractShape:

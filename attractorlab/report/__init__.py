@@ -44,19 +44,22 @@ def report(run: Run | str | os.PathLike[str], folder: str | os.PathLike[str], *,
     page = build_page(f"Stability report: {data.reasoner['main'].name}", sections(data, found, numbers, sentences, drawn), subtitle=asked)
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    _write(place / "report.json", json.dumps(as_json(data, found, numbers, sentences), indent=1))
-    _write(place / "report.md", as_markdown(data, numbers, sentences))
-    _write(place / "index.html", page)
+    texts = {"report.json": json.dumps(as_json(data, found, numbers, sentences), indent=1), "report.md": as_markdown(data, numbers, sentences), "index.html": page}
+    _write({place / name: text for name, text in texts.items()})
     return Report(findings=numbers, figures=drawn, folder=str(place))
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _write(texts: dict[Path, str]) -> None:
+    """Write all of them, or leave what was there: none is put in its place before every one is on the disk."""
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in texts}
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        for path, text in texts.items():
+            temporary[path].write_text(text, encoding="utf-8")
+        for path, written in temporary.items():
+            os.replace(written, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for written in temporary.values():
+            written.unlink(missing_ok=True)
 
 
 class _Room(types.ModuleType):

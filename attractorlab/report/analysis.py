@@ -9,12 +9,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from attractorlab import models, tasks, trees
-from attractorlab.dynamics.basins import basin_slice, basins_of, by_end_state, plane_through
+from attractorlab.dynamics.basins import basin_slice, basins_of, by_end_state, plane_through, tally
 from attractorlab.dynamics.convergence import convergence
-from attractorlab.dynamics.fixed_points import by_iteration, find_fixed_points
+from attractorlab.dynamics.fixed_points import distinct, find_fixed_points
 from attractorlab.dynamics.newton import by_newton_krylov
+from attractorlab.dynamics.orbits import settle
 from attractorlab.dynamics.recorder import every, trace
 from attractorlab.dynamics.scaling import by_halt, by_residual, by_vote, scaling_of
+from attractorlab.dynamics.searching import Found
 from attractorlab.dynamics.spectrum import spectrum
 from attractorlab.maps import LatentMap
 from attractorlab.models.recursion import AbstractRecursion
@@ -36,7 +38,8 @@ from attractorlab.types import (
 
 ANALYSIS = "analysis"  # the segment that holds what is computed here
 MAIN, BASELINE, OWN = "main", "baseline", "own"
-END_STATE = 10.0  # ends of one attractor lie within this many times the tolerance of rest, relatively
+END_STATE = 10.0  # ends this many times the tolerance of rest apart, relatively, are told apart until polishing shows them to be one
+NEAR = 1e-2  # of the norm: a fixed point further from an end at rest was not what the run rested on
 FIXED_TOL = 1e-10  # float64 residual of a fixed point; the floor is 1e-13
 FIXED_STEPS = 30
 MODES = 8
@@ -133,6 +136,7 @@ def analyse(data: Recorded, *, say: Say) -> Analysis:
     chosen = candidates(ends, conv)
     points = find_fixed_points(f64.take(chosen), trees.take(z64, chosen), method=by_newton_krylov, tol=FIXED_TOL, max_steps=FIXED_STEPS)
     points = replace(points, row=chosen[points.row])
+    ends, points = merged(ends, points, conv)
     say("spectra")
     fixed = points[points.converged]
     spec = spectrum(f64.take(fixed.row), fixed.states, k=MODES) if len(fixed) else None
@@ -151,15 +155,40 @@ def analyse(data: Recorded, *, say: Say) -> Analysis:
     return found
 
 
+def merged(ends: BasinEstimate, points: FixedPointSet, conv: Convergence) -> tuple[BasinEstimate, FixedPointSet]:
+    """The end states with those counted as one attractor whose polished points are the same, and one point for each of them.
+
+    Ends that come in slowly are still far apart when they count as at rest: about their residual over 1 − radius.
+    """
+    at_rest = conv.settled[points.row]
+    labels = torch.where(at_rest & (points.moved <= NEAR), distinct(points).labels, -1)
+    attractor = {row: k for k, row in enumerate(ends.example.tolist())}
+    one = torch.arange(len(ends.example))  # attractors that are the same share a number
+    for label in torch.unique(labels[labels >= 0]).tolist():
+        same = torch.tensor([attractor[row] for row in points.row[labels == label].tolist()])
+        one[same] = one[same].min()
+    number = {(i, label): k for k, (i, label) in enumerate(zip(ends.of_instance.tolist(), ends.label.tolist(), strict=True))}
+    rows = [int(one[number[pair]]) if pair[1] >= 0 else -1 for pair in zip(ends.instance.tolist(), ends.labels.tolist(), strict=True)]
+    found = tally(
+        torch.tensor(rows), ends.labels >= 0, ends.instance, ends.start, level=ends.level, sampler=ends.sampler, clock=ends.clock, origin=ends.origin
+    )
+    return found, points[~at_rest | torch.isin(points.row, found.example)]
+
+
 def followed(data: Recorded, f: LatentMap) -> FixedPointSet | None:
-    """Some rows that were not at rest at the last tick, run on: whether and where they come to rest after all."""
+    """Some rows that were not at rest at the last tick, run on: whether and where they come to rest after all, at three ticks in a row as everywhere."""
     conv, traj = data.conv[MAIN], data.traj[MAIN]
     rows = (~conv.settled & torch.tensor([word != "diverged" for word in conv.verdict])).nonzero().squeeze(1)
     if not len(rows):
         return None
     rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), LATER_STARTS)).round().long()]
     z = trees.take(traj.last, rows)
-    return find_fixed_points(f.take(rows), z, method=by_iteration, tol=data.tol, max_steps=LATER * (len(traj.ticks) - 1))
+    return find_fixed_points(f.take(rows), z, method=_to_rest, tol=data.tol, max_steps=LATER * (len(traj.ticks) - 1))
+
+
+def _to_rest(f: LatentMap, z: State, *, tol: float, max_steps: int) -> Found:
+    rest = settle(f, z, tol=tol, max_ticks=max_steps)
+    return Found(rest.states, rest.residual, torch.full_like(rest.residual, torch.nan), rest.result, torch.where(rest.tick >= 0, rest.tick, max_steps))
 
 
 def solved_later(data: Recorded, later: FixedPointSet) -> Bool[Tensor, " point"]:
@@ -266,12 +295,14 @@ def describe_points(points: FixedPointSet, conv: Convergence) -> dict[str, Any]:
     """Counts of the polishing: how many candidates, at rest or not, became fixed points, and how far they moved."""
     at_rest = conv.settled[points.row]
     good = points.converged
+    near = at_rest & good & (points.moved <= NEAR)
     return {
         "at_rest": int(at_rest.sum()),
-        "at_rest_fixed": int((at_rest & good).sum()),
+        "at_rest_fixed": int(near.sum()),
+        "at_rest_away": int((at_rest & good & ~near).sum()),
         "restless": int((~at_rest).sum()),
         "restless_fixed": int((~at_rest & good).sum()),
-        "moved": points.moved[at_rest & good],
+        "moved": points.moved[near],
         "restless_moved": points.moved[~at_rest & good],
         "residual": points.residual[good],
     }

@@ -6,7 +6,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attractorlab.report.analysis import BASELINE, LATER, MAIN, OWN, Analysis, Recorded, describe_points, law, solved_ends, solved_later
+from attractorlab.report.analysis import (
+    BASELINE,
+    LATER,
+    MAIN,
+    NEAR,
+    OWN,
+    Analysis,
+    Recorded,
+    describe_points,
+    law,
+    solved_ends,
+    solved_later,
+)
 from attractorlab.statistics import clopper_pearson, cluster_auc, cluster_mean, effective_n, wilson
 from attractorlab.types import Convergence, Finding, ScalingGrid
 
@@ -42,9 +54,9 @@ def spread(claim: str, values: Float[Tensor, " item"], *, unit: str, source: str
     """A quantile of a sample (the median unless told) with the 10 % and 90 % quantiles as its range."""
     v = values[~values.isnan()].double()
     if len(v) == 0:
-        return Finding(claim, math.nan, math.nan, math.nan, 0, unit, source)
+        return Finding(claim, math.nan, math.nan, math.nan, 0, unit, source, "range")
     q = torch.quantile(v, torch.tensor([0.1, at, 0.9], dtype=torch.float64))
-    return Finding(claim, float(q[1]), float(q[0]), float(q[2]), len(v), unit, source)
+    return Finding(claim, float(q[1]), float(q[0]), float(q[2]), len(v), unit, source, "range")
 
 
 def settling(data: Recorded) -> list[Finding]:
@@ -85,10 +97,13 @@ def solving(data: Recorded) -> list[Finding]:
     assert conv.first_solved is not None and conv.stays_solved is not None
     ever = conv.first_solved >= 0
     found.append(share("once solved, still solved at the last tick", (conv.stays_solved >= 0)[ever], conv.instance[ever], level=data.level, source="convergence.solved", unit="share of starts ever solved"))
-    ticks = [t for t in (1, 2, 4, 8, 16) if t < len(conv.ticks)]
-    for t in ticks:
-        area, low, high = cluster_auc(-conv.residual[t], good, conv.instance, level=data.level)
-        found.append(Finding(f"AUC of a low residual at tick {t} for a solved end", area, low, high, len(good), "area under the ROC curve", "convergence.residual"))
+    assert conv.solved is not None
+    for t in (t for t in (1, 2, 4, 8, 16) if t < len(conv.ticks)):
+        yet = ~conv.solved[t]
+        # "Will solve" and "has solved" are two things: the second line leaves out what is solved already.
+        for name, rows in (("for a solved end", torch.ones_like(yet)), ("for a solved end, of starts not solved by then", yet)):
+            area, low, high = cluster_auc(-conv.residual[t][rows], good[rows], conv.instance[rows], level=data.level) if bool(rows.any()) else (math.nan,) * 3
+            found.append(Finding(f"AUC of a low residual at tick {t} {name}", area, low, high, int(rows.sum()), "area under the ROC curve; none where all or no ends are solved", "convergence.residual"))
     return found
 
 
@@ -96,8 +111,9 @@ def stability(data: Recorded, found: Analysis) -> list[Finding]:
     """On what it settles, and how stable that is."""
     about = describe_points(found.points, data.conv[MAIN])
     out = [
-        exact("distinct ends at rest that were polished", about["at_rest"], len(found.ends.count), level=data.level, unit="share of distinct ends at rest", source="points.row"),
-        exact("ends at rest that are near a fixed point", about["at_rest_fixed"], about["at_rest"], level=data.level, unit="share of distinct ends at rest", source="points.result"),
+        Finding("distinct ends at rest that were polished", _ratio(about["at_rest"], len(found.ends.count)), math.nan, math.nan, len(found.ends.count), "share of distinct ends at rest", "points.row"),
+        exact(f"ends at rest that are within {NEAR:g} of the norm of a fixed point", about["at_rest_fixed"], about["at_rest"], level=data.level, unit="share of distinct ends at rest", source="points.result, points.moved"),
+        exact("ends at rest from which polishing led further away: no fixed point there", about["at_rest_away"], about["at_rest"], level=data.level, unit="share of distinct ends at rest", source="points.moved"),
         spread("relative distance that polishing moved ends at rest (median; range 10-90 %)", about["moved"], unit="of the state's norm", source="points.moved"),
         Finding("largest relative distance that polishing moved an end at rest", _top(about["moved"]), math.nan, math.nan, len(about["moved"]), "of the state's norm", "points.moved"),
         Finding("largest float64 residual of a fixed point", _top(about["residual"]), math.nan, math.nan, len(about["residual"]), "relative", "points.residual"),
@@ -108,8 +124,10 @@ def stability(data: Recorded, found: Analysis) -> list[Finding]:
     if spec is None:
         return out
     # Fixed points that runs rest on, and those that Newton's method reaches from runs that do not: two populations.
-    at_rest = data.conv[MAIN].settled[found.points.row[found.points.converged]]
-    for name, mask in (("fixed points at rest", at_rest), ("fixed points reached from ends not at rest", ~at_rest)):
+    fixed = found.points[found.points.converged]
+    settled = data.conv[MAIN].settled[fixed.row]
+    at_rest = settled & (fixed.moved <= NEAR)
+    for name, mask in (("fixed points at rest", at_rest), ("fixed points reached from ends not at rest", ~settled)):
         words = [word for word, one in zip(spec.verdict, mask.tolist(), strict=True) if one]
         for word in ("stable", "unstable", "marginal", "ill-conditioned"):
             count = sum(verdict.startswith(word) for verdict in words)
@@ -126,7 +144,9 @@ def basin_numbers(data: Recorded, found: Analysis) -> list[Finding]:
     out = []
     for name, estimate, source in (("answer", b, "basins"), ("end state", ends, "ends")):
         kinds = torch.bincount(estimate.of_instance, minlength=int(estimate.instances.max()) + 1)[estimate.instances]
-        out.append(exact(f"instances with exactly one attractor seen, by {name}", int((kinds == 1).sum()), len(kinds), level=data.level, unit="share of instances", source=f"{source}.label"))
+        some = int((kinds > 0).sum())
+        out.append(exact(f"instances with exactly one attractor seen, by {name}, of those with a start at rest", int((kinds == 1).sum()), some, level=data.level, unit="share of instances with a start at rest", source=f"{source}.label"))
+        out.append(exact(f"instances with no start at rest, by {name}", len(kinds) - some, len(kinds), level=data.level, unit="share of instances", source=f"{source}.label"))
         out.append(Finding(f"most attractors seen on one instance, by {name}", float(kinds.max()), math.nan, math.nan, len(kinds), "attractors", f"{source}.label"))
     out.append(share("starts in the largest basin of their instance, by answer", b.labels == 0, b.instance, level=data.level, source="basins.labels"))
     decided = b.labels >= 0
@@ -202,7 +222,8 @@ def _on_what(data: Recorded, found: Analysis, by: dict[str, Finding]) -> str:
     if not about["at_rest"]:
         return "On what it settles cannot be said: no start came to rest."
     if not about["at_rest_fixed"]:
-        return f"None of the {about['at_rest']} distinct ends at rest that were polished in float64 is near a fixed point (residual below {found.points.tol:g})."
+        return f"None of the {about['at_rest']} distinct ends at rest that were polished in float64 is within {NEAR:g} of the norm of a fixed point (residual below {found.points.tol:g})."
+    away = f"; from {about['at_rest_away']} polishing led further away, so that they are none" if about["at_rest_away"] else ""
     stable, radius = by["fixed points at rest that are stable"], by["spectral radius, fixed points at rest (median; range 10-90 %)"]
     which = "distinct ends" if about["at_rest"] == len(found.ends.count) else f"distinct ends (of {len(found.ends.count)}, the largest first)"
     other = ""
@@ -211,7 +232,7 @@ def _on_what(data: Recorded, found: Analysis, by: dict[str, Finding]) -> str:
         other = f"; Newton's method also finds {one.n} from ends that were still moving, {round(one.value * one.n)} of them stable"
     return (
         f"Polished in float64, {about['at_rest_fixed']} of {about['at_rest']} {which} at rest are fixed points (residual below {found.points.tol:g}), reached by moving by "
-        f"at most {_top(about['moved']):.1e} of the norm; {percent(stable, count=True)} of them are stable, with spectral radius {number(radius)}{other}."
+        f"at most {_top(about['moved']):.1e} of the norm; {percent(stable, count=True)} of them are stable, with spectral radius {number(radius)}{away}{other}."
     )
 
 
@@ -230,10 +251,10 @@ def _how_large(data: Recorded, found: Analysis, by: dict[str, Finding]) -> str:
     decided = int((b.labels >= 0).sum())
     if not decided:
         return "How large the basins are cannot be said: every start is undecided."
-    one = by["instances with exactly one attractor seen, by end state"]
+    one = by["instances with exactly one attractor seen, by end state, of those with a start at rest"]
     low, high = by["starts in the largest basin of their instance, by answer"], by["starts in the largest basin, should all undecided ones belong to it"]
     return (
-        f"{percent(one)} of the puzzles show exactly one attractor among the starts at rest, of {int(found.ends.starts.max())} a puzzle; the largest basin of a puzzle takes {percent(low)} of its starts, "
+        f"Of the {one.n} puzzles with a start at rest, {percent(one)} show exactly one attractor among their {int(found.ends.starts.max())} starts; the largest basin of a puzzle takes {percent(low)} of its starts, "
         f"and {percent(high)} if the {len(b.labels) - decided} undecided ones are counted with it (starts of one puzzle are alike: these {len(b.labels)} are worth {b.effective_n:.0f} independent ones)."
     )
 
@@ -253,6 +274,8 @@ def percent(one: Finding, *, count: bool = False) -> str:
     """A share with its interval in words."""
     if one.n == 0 or math.isnan(one.value):
         return "none (n = 0)"
+    if math.isnan(one.low):
+        return f"{100 * one.value:.1f} % (no interval, n = {one.n})"
     head = f"{round(one.value * one.n)} ({100 * one.value:.1f} %" if count else f"{100 * one.value:.1f} % ("
     return f"{head}{', ' if count else ''}{100 * one.low:.1f}-{100 * one.high:.1f} %)" if count else f"{head}{100 * one.low:.1f}-{100 * one.high:.1f} %)"
 
@@ -270,12 +293,17 @@ def _cell(g: ScalingGrid, depth: int, breadth: int, selector: int, claim: str, s
 
 
 def _spread(g: ScalingGrid, conv: Convergence, name: str, source: str, level: float) -> Finding:
-    """Path dependence with a bootstrap interval over instances."""
+    """Path dependence, a mean of numbers between 0 and 1, with Wilson's interval over instances, which is wide enough for such a mean."""
     assert conv.solved is not None
     right = conv.by_instance("solved")[int(g.depth[-1])].double()
-    value, low, high = cluster_mean((right.mean(1) - right[:, 0]).abs(), torch.arange(len(right)), level=level)
+    apart, n = (right.mean(1) - right[:, 0]).abs(), torch.tensor(len(right))
+    value, (low, high) = float(apart.mean()), (float(x) for x in wilson(apart.sum(), n, level=level))
     claim = f"{name}: mean |accuracy over {int(g.breadth[-1])} starts − accuracy of the first|"
     return Finding(claim, value, low, high, g.instances, "mean over instances", f"{source}.spread")
+
+
+def _ratio(count: int, of: int) -> float:
+    return count / of if of else math.nan
 
 
 def _top(values: Tensor) -> float:

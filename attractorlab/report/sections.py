@@ -1,5 +1,6 @@
 """The sections of the page: which findings, figures and tables stand where, and the sentence above each."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
@@ -8,7 +9,7 @@ import torch
 from attractorlab import plots, tasks
 from attractorlab.dynamics.orbits import FLOOR
 from attractorlab.plots.tables import Markup
-from attractorlab.report.analysis import BASELINE, MAIN, OWN, Analysis, Recorded, describe_points, interesting, law, solved_ends
+from attractorlab.report.analysis import BASELINE, MAIN, NEAR, OWN, Analysis, Recorded, describe_points, interesting, law, solved_ends
 from attractorlab.report.findings import basin_numbers, compared, compute, later, number, percent, settling, solving, stability
 from attractorlab.report.page import Board, Code, Figure, Findings, Mono, Section, Strong, Table, Text
 from attractorlab.types import Finding, ScalingGrid
@@ -23,12 +24,12 @@ def facts(data: Recorded) -> dict[str, str]:
     series = data.series[MAIN]
     card = {
         "model": f"{data.reasoner[MAIN].name} (weights {origin.weights})",
-        "puzzles": f"{len(data.instance)} of {data.instance.task}, {config['split']} part of {config['data'] or 'the bundled ones'}, spread evenly over it; "
-        "the bundled puzzles are graded, not a fair draw" if not config["data"] else f"{len(data.instance)} of {config['data']}, {config['split']} part, spread evenly over it",
+        "puzzles": f"{len(data.instance)} of {data.instance.task}, {config['split']} part of the bundled ones, spread evenly over it; "
+        "the bundled puzzles are graded, not a fair draw" if not config["data"] else f"{len(data.instance)} of {config['data']}, spread evenly over it",
         "starts": f"{series.starts} a puzzle: {law(data, MAIN)}; seed {config['seed']}",
         "ticks": f"{int(traj.ticks[-1])}, one tick is {data.clock} (one segment)",
         "at rest": f"relative residual below {data.tol:g} at the last 3 ticks; rounding alone leaves about {FLOOR[traj.residual.dtype]:g}; "
-        f"a row below {config['rest'][MAIN]:g} at 3 ticks in a row is held there",
+        + (f"a row below {config['rest'][MAIN]:g} at 3 ticks in a row is held there" if config["rest"][MAIN] else "every row is followed to the end"),
         "precision": f"run in {origin.dtype}, fixed points and spectra in float64",
         "intervals": f"{100 * data.level:g} %",
         "versions": ", ".join(f"{name} {version}" for name, version in origin.versions.items()),
@@ -135,7 +136,7 @@ def _stability(data: Recorded, found: Analysis, drawn: Mapping[str, go.Figure]) 
     about = describe_points(found.points, data.conv[MAIN])
     fixed, spec = found.points[found.points.converged], found.spectrum
     words = plots.outcome_words(data.conv[MAIN])
-    lead = f"{about['at_rest_fixed']} of {about['at_rest']} polished ends at rest are fixed points in float64."
+    lead = f"{about['at_rest_fixed']} of {about['at_rest']} polished ends at rest are near fixed points in float64, no further than {NEAR:g} of their norm."
     blocks: list[Text | Figure | Findings] = [
         Text(
             f"One end of each attractor seen ({about['at_rest']} of {len(found.ends.count)}, the largest first) and {about['restless']} ends not at rest were polished by Newton's method in float64. "
@@ -168,7 +169,7 @@ def _basins(data: Recorded, found: Analysis, drawn: Mapping[str, go.Figure]) -> 
     numbers = basin_numbers(data, found)
     by = {one.claim: one for one in numbers}
     lead = (
-        f"By answer, {percent(by['instances with exactly one attractor seen, by answer'])} of the puzzles show one attractor in {int(found.basins.starts.max())} starts, "
+        f"By answer, {percent(by['instances with exactly one attractor seen, by answer, of those with a start at rest'])} of the puzzles with a start at rest show one attractor in {int(found.basins.starts.max())} starts, "
         f"and {percent(by['starts undecided'])} of the starts are undecided."
     )
     one = interesting(data.conv[MAIN], found.ends)[0]
@@ -259,6 +260,8 @@ def _comparison(data: Recorded, found: Analysis, drawn: Mapping[str, go.Figure])
 
 def signed(one: Finding) -> str:
     """A difference with its interval."""
+    if math.isnan(one.low):
+        return f"{100 * one.value:+.1f} points (no interval from {one.n} puzzles)"
     return f"{100 * one.value:+.1f} points ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
 
 
@@ -277,7 +280,7 @@ def _difference(data: Recorded, path: Finding) -> tuple[str | Strong | Mono, ...
     if other.get("start") != "fixed" or mine.get("start") != "random":
         return (told,)
     outcome = (
-        "It does: the path dependence is lower." if path.high < 0 else "It does not: the path dependence is higher." if path.low > 0 else "These puzzles and starts do not decide it: the interval holds 0."
+        "It does: the path dependence is lower." if path.high < 0 else "It does not: the path dependence is higher." if path.low > 0 else "These puzzles and starts do not decide it."
     )
     return (
         told,

@@ -16,7 +16,7 @@ class BasinEstimate(HasRows):
     table is label `label[a]` of instance `of_instance[a]`, seen `count[a]` times among that instance's
     starts; `example[a]` is one of its rows. Shares are of all starts, undecided ones included; `share_if` bounds
     them with every undecided start counted against and for. `missing_mass` is Good and Turing's estimate of
-    the share of starts in attractors not seen. `undecided`, `missing_mass` and `starts` are per entry of `instances`.
+    the share of decided starts in attractors not seen, NaN where none is decided. `undecided`, `missing_mass` and `starts` are per entry of `instances`.
     """
 
     labels: Int[Tensor, " row"]

@@ -7,7 +7,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Finding:
-    """One number of a report: what is claimed, how sure, from how many, and where it can be recomputed."""
+    """One number of a report: what is claimed, how sure, from how many, and where it can be recomputed.
+
+    `between` says what `low` and `high` are: "interval" (of confidence), or "range" (the 10 % and 90 % quantiles of a sample). They are NaN where there is neither.
+    """
 
     claim: str
     value: float
@@ -16,6 +19,7 @@ class Finding:
     n: int
     unit: str
     source: str
+    between: str = "interval"
 
 
 @dataclass(frozen=True, eq=False)

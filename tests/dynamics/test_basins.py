@@ -159,7 +159,7 @@ def test_the_counts_of_a_made_up_run():
     assert found.share_if.tolist() == [[3 / 6, 4 / 6], [1 / 6, 2 / 6], [1 / 6, 2 / 6], [2 / 4, 3 / 4], [1 / 4, 2 / 4]]
     assert found.instances.tolist() == [4, 9] and found.starts.tolist() == [6, 4]
     assert found.undecided.tolist() == [1 / 6, 1 / 4]
-    assert found.missing_mass.tolist() == [2 / 6, 1 / 4], "Good and Turing: attractors seen once, over starts"
+    assert found.missing_mass.tolist() == [2 / 5, 1 / 3], "Good and Turing: attractors seen once, over decided starts"
 
 
 def test_a_run_in_which_nothing_settles_has_no_attractor():

@@ -199,3 +199,14 @@ def test_a_dying_oscillation_is_approaching_and_a_two_cycle_is_not():
     z = {"z": torch.full((1, 1), 0.2, dtype=torch.float64)}
     assert convergence(trace(dying, z, ticks=150, keep=only_last()), tol=1e-3).verdict == ("approaching",)
     assert convergence(trace(cycle, z, ticks=150, keep=only_last()), tol=1e-3).verdict == ("periodic(2)",)
+
+
+@pytest.mark.parametrize("ticks", [2, 3, 5, 7, 12])
+def test_a_short_run_that_comes_in_is_approaching_however_short(ticks):
+    half = scalar(lambda z: 0.5 * z + 1)
+    assert convergence(trace(half, at(5.0), ticks=ticks, keep=only_last()), tol=1e-9).verdict == ("approaching",)
+
+
+def test_a_tolerance_that_everything_meets_is_refused():
+    with pytest.raises(ValueError, match=r"`convergence` got tol=5.0.*its own length is not at rest.*Use a tol below 1"):
+        convergence(trace(scalar(lambda z: 0.5 * z), at(1.0), ticks=4, keep=only_last()), tol=5.0)

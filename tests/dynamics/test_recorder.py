@@ -278,3 +278,10 @@ def test_rest_below_the_floor_or_beside_a_kick_is_refused():
         trace(f, z, ticks=3, keep=every(1), rest=1e-15)
     with pytest.raises(ValueError, match=r"both rest and kick.*Leave out one"):
         trace(f, z, ticks=3, keep=every(1), rest=1e-6, kick=lambda state, tick: state)
+
+
+def test_no_rows_and_whole_numbers_are_refused():
+    half = LatentMap(lambda z, x: {"z": 0.5 * z["z"]}, {}, clock="tick")
+    for z, said in ((torch.zeros(0, 2), "0 rows of float32"), (torch.zeros(2, 2).long(), "2 rows of int64")):
+        with pytest.raises(ValueError, match=rf"`trace` got {said}.*one row or more, of floating-point numbers"):
+            trace(half, {"z": z}, ticks=2, keep=only_last())

@@ -140,6 +140,15 @@ def test_other_shapes_names_and_dtypes_are_refused_by_name(path):
             load(path)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(path, bad):
+    tensors = load_file(path)
+    tensors["lm_head.weight"][0, 0] = bad
+    rewrite(path, tensors)
+    with pytest.raises(CheckpointError, match=r"holds NaN or infinity in lm_head.weight\. Weights are finite numbers.*earlier checkpoint"):
+        load(path)
+
+
 def test_a_file_of_before_prefixes_means_none(path):
     config = json.loads(describe(path)["config"])
     rewrite(path, config=json.dumps({name: value for name, value in config.items() if name not in ("prefix", "positions")}))
