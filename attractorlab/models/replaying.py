@@ -1,0 +1,231 @@
+"""Program: recorded events as a function of the state and the drive, for any number of rows."""
+
+import sys
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from attractorlab import trees
+from attractorlab.models.containers import Shape, flatten, rebuild
+from attractorlab.models.recording import CONSTANT, Event, Recorder, Ref
+from attractorlab.models.rolling import alike, same
+from attractorlab.models.sightings import numbered
+from attractorlab.types import Drive, State
+
+
+class Entry(NamedTuple):
+    """A leaf of the state."""
+
+    name: str
+
+
+class Driving(NamedTuple):
+    """A leaf of the drive."""
+
+    name: str
+
+
+class Local(NamedTuple):
+    """An output of an earlier step of the program."""
+
+    step: int
+    out: int
+
+
+class Weight(NamedTuple):
+    """A parameter or buffer, looked up at each run."""
+
+    module: nn.Module
+    name: str
+
+
+class Table(NamedTuple):
+    """A tensor that is the same for all rows."""
+
+    value: Tensor
+
+
+class Rows(NamedTuple):
+    """A multiple of the number of rows."""
+
+    times: int
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One event of a program."""
+
+    act: Callable[..., Any]
+    shape: Shape
+    leaves: tuple[Any, ...]
+    outputs: int
+    writes: tuple[int, ...]
+    autocast: tuple[tuple[str, torch.dtype], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Steps, and where their results are.
+
+    Args:
+        steps: In order.
+        results: Name of each result, and where it is.
+        copied: What the steps write into: it is copied before.
+    """
+
+    steps: tuple[Step, ...]
+    results: Mapping[str, Any]
+    copied: frozenset[Entry | Driving]
+
+    def __call__(self, z: State, drive: Drive, grads: Sequence[bool] | None = None) -> dict[str, Tensor]:
+        """The results from a state; `grads` says for each step whether gradients are recorded, where it is not as outside."""
+        given: dict[Any, Tensor] = {Entry(name): leaf for name, leaf in z.items()} | {Driving(name): leaf for name, leaf in drive.items()}
+        for source in self.copied:
+            given[source] = given[source].clone()
+        with eagerly():
+            for n, step in enumerate(self.steps):
+                leaves = [_resolve(leaf, given, z) for leaf in step.leaves]
+                args, kwargs = rebuild(step.shape, leaves)
+                with ExitStack() as stack:
+                    for device, dtype in step.autocast:
+                        stack.enter_context(torch.autocast(device, dtype, cache_enabled=False))
+                    if grads is not None:
+                        stack.enter_context(torch.set_grad_enabled(grads[n]))
+                    out = step.act(*args, **kwargs)
+                tensors = [leaf for leaf in flatten(out)[0] if isinstance(leaf, Tensor)]
+                given |= {Local(n, k): tensor for k, tensor in enumerate(tensors)}
+                given |= {Local(n, step.outputs + k): leaves[at] for k, at in enumerate(step.writes)}
+            return {name: _resolve(source, given, z) for name, source in self.results.items()}
+
+
+def _resolve(leaf: Any, given: Mapping[Any, Tensor], z: State) -> Any:
+    if isinstance(leaf, Entry | Driving | Local):
+        return given[leaf]
+    if isinstance(leaf, Rows):
+        return leaf.times * trees.rows(z)
+    if isinstance(leaf, Weight):
+        return getattr(leaf.module, leaf.name)
+    return leaf.value if isinstance(leaf, Table) else leaf
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Compiled functions run as they were written: what is compiled calls no hooks, and knows no forward mode."""
+    if "torch._dynamo" not in sys.modules:  # loaded by the first use of torch.compile, and slow to load
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+class Unfit(Exception):  # noqa: N818 - caught and told in three sentences by the public function
+    """Why two runs with different numbers of rows are not one program."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two records of one model, with different numbers of rows."""
+
+    one: Recorder
+    two: Recorder
+    rows: tuple[int, int]
+    owners: Mapping[int, Weight]
+    names: Mapping[Ref, str]
+    drive: dict[str, Tensor]
+    known: dict[Ref, Any]
+
+    def program(
+        self,
+        events: tuple[Sequence[int], Sequence[int]],
+        entries: tuple[Mapping[Ref, str], Mapping[Ref, str]],
+        results: Mapping[str, tuple[Ref, Ref]],
+    ) -> Program:
+        """The events, as they stand in both records, with `entries` as the state. Fills in the drive.
+
+        Raises:
+            Unfit: If the two disagree by more than the number of rows.
+        """
+        if len(events[0]) != len(events[1]):
+            raise Unfit(f"{len(events[0])} operations became {len(events[1])}")
+        places = tuple({number: n for n, number in enumerate(side)} for side in events)
+        steps, written = [], set[int]()
+        for a, b in zip(*([record.events[k] for k in side] for record, side in zip((self.one, self.two), events, strict=True)), strict=True):
+            if not (a.act == b.act and a.shape == b.shape and a.writes == b.writes):
+                raise Unfit(f"`{a.name}` became `{b.name}`, or has other arguments")
+            leaves = tuple(self._leaf(x, y, a, places, entries) for x, y in zip(a.leaves, b.leaves, strict=True))
+            if any(isinstance(leaves[at], Weight | Table) for at in a.writes):
+                raise Unfit(f"`{a.name}` writes into a weight or a constant")
+            steps.append(Step(a.act, a.shape, leaves, a.outputs, a.writes, a.autocast))
+            written |= a.storages
+        found = {name: self._leaf(x, y, None, places, entries) for name, (x, y) in results.items()}
+        touched = {Entry(name) for ref, name in entries[0].items() if self.one.storage(ref) in written}
+        touched |= {source for ref, source in self.known.items() if isinstance(source, Driving) and self.one.storage(ref) in written}
+        used = {leaf for step in steps for leaf in step.leaves if isinstance(leaf, Entry | Driving)}
+        return Program(tuple(steps), found, frozenset(touched & used))
+
+    def _leaf(self, x: Any, y: Any, event: Event | None, places: Any, entries: Any) -> Any:
+        if not (isinstance(x, Ref) and isinstance(y, Ref)):
+            if same(x, y) and not isinstance(x, Ref):
+                return x
+            if type(x) is type(y) is int and x % self.rows[0] == 0 and x * self.rows[1] == y * self.rows[0]:
+                return Rows(x // self.rows[0])
+            raise Unfit(f"`{event.name if event else 'the result'}` got {_said(x)} and then {_said(y)}")
+        sides = [
+            Entry(names[ref]) if ref in names else Local(place[ref.event], ref.out) if ref.event in place else None
+            for ref, names, place in zip((x, y), entries, places, strict=True)
+        ]
+        if sides[0] != sides[1]:
+            raise Unfit(f"`{event.name if event else 'the result'}` got a value that is made otherwise")
+        return self._fixed(x, y) if sides[0] is None else sides[0]
+
+    def _fixed(self, x: Ref, y: Ref) -> Any:
+        """What never changes: a weight, a leaf of the drive, or a table."""
+        if x not in self.known:
+            a, b = self.one.value(x), self.two.value(y)
+            if x.event == CONSTANT and id(self.one.constants[x.out]) in self.owners:
+                self.known[x] = self.owners[id(self.one.constants[x.out])]
+            elif a.shape == b.shape:
+                self.known[x] = Table(plain(a))
+            elif by_rows(a, b, self.rows):
+                twin = next((s for ref, s in self.known.items() if isinstance(s, Driving) and alike(self.one, ref, x)), None)
+                self.known[x] = twin or Driving(numbered(self.names.get(x, "constant"), self.drive))
+                self.drive.setdefault(self.known[x].name, plain(a))
+            else:
+                raise Unfit(f"a constant of shape {list(a.shape)} became {list(b.shape)} when {self.rows[0]} rows became {self.rows[1]}")
+        return self.known[x]
+
+
+def _said(value: Any) -> str:
+    return "a tensor" if isinstance(value, Ref) else repr(value)[:60]
+
+
+def by_rows(a: Tensor, b: Tensor, rows: tuple[int, int]) -> bool:
+    """Whether the first axis, and no other, follows the number of rows."""
+    return a.ndim > 0 and b.ndim > 0 and (a.shape[0], b.shape[0]) == rows and a.shape[1:] == b.shape[1:]
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A copy with the same numbers and no past; also of a tensor made in inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        return tensor.detach().clone()
+
+
+def backward(record: Recorder, target: Ref, known: Container[Ref], moving: frozenset[int], barred: frozenset[int]) -> tuple[int, ...] | None:
+    """The events between the values in `known` and `target`, of those in `moving`; None if one of them is barred."""
+    found: set[int] = set()
+    open_ = [target]
+    while open_:
+        ref = open_.pop()
+        if ref in known or ref.event not in moving or ref.event in found:
+            continue
+        if ref.event in barred:
+            return None
+        found.add(ref.event)
+        event = record.events[ref.event]
+        open_ += event.refs
+        open_ += [Ref(number, -1) for number in event.after if number not in barred]
+    return tuple(sorted(found))
