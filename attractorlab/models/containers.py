@@ -36,7 +36,9 @@ def paths(shape: Shape, before: str = "") -> list[str]:
     """The dotted path of each leaf, e.g. "carry.h" or "0.1"; "" for a tree that is a leaf."""
     if shape.kind is None:
         return [before]
-    return [path for key, part in zip(shape.keys, shape.parts, strict=True) for path in paths(part, f"{before}.{key}" if before else str(key))]
+    return [
+        path for key, part in zip(shape.keys, shape.parts, strict=True) for path in paths(part, f"{before}.{key}" if before else str(key))
+    ]
 
 
 def _walk(tree: Any, leaves: list[Any]) -> Shape:
@@ -61,7 +63,11 @@ def _open(tree: Any) -> tuple[tuple[Any, ...] | None, Sequence[Any]]:
         return names, [getattr(tree, name) for name in names]
     if type(tree) in _pytree.SUPPORTED_NODES:
         children, context = _pytree.SUPPORTED_NODES[type(tree)].flatten_fn(tree)
-        names = tuple(map(str, context)) if isinstance(context, list | tuple) and len(context) == len(children) else tuple(map(str, range(len(children))))
+        names = (
+            tuple(map(str, context))
+            if isinstance(context, list | tuple) and len(context) == len(children)
+            else tuple(map(str, range(len(children))))
+        )
         return tuple(_Key(name, k, context) for k, name in enumerate(names)), children
     return None, ()
 

@@ -127,7 +127,7 @@ def hook(
             "A map takes any number of rows, and its tensors are batch first",
             "Make the first axis of the state and of what drives it the row, or give the map by `from_function`",
         ) from None
-    states = ticks.states(pair, program)
+    start, states = ticks.states(pair, program)
     readers, left_out = ([], {}) if readout is not None else read_off(ticks, pair, _outputs(out), _outputs(out2))
     drive = dict(pair.drive)
 
@@ -135,7 +135,6 @@ def hook(
         return {name: value for one in readers for name, value in one(z, x).items()}
 
     note = between(ticks.seen_events, record) + "".join(f" No readout is {name!r}: {why}." for name, why in left_out.items())
-    start = {name: leaf[0].clone() for name, leaf in states.items()}
     f = LatentMap(
         rule=program,
         drive=drive,
@@ -181,9 +180,13 @@ def from_function(
             "Make the first axis of every leaf the row, and close over what is the same for all rows."
         )
     if not clock:
-        raise ValueError("`from_function` got clock=''. The clock says what one tick is, and goes with every number. Name it, e.g. clock='step'.")
+        raise ValueError(
+            "`from_function` got clock=''. The clock says what one tick is, and goes with every number. Name it, e.g. clock='step'."
+        )
     n = next(iter(counts.values()), 0)
-    bound = LatentMap(rule, drive, clock=clock, instance=torch.arange(n), start=torch.zeros(n, dtype=torch.int64), origin=Origin(versions=versions()))
+    bound = LatentMap(
+        rule, drive, clock=clock, instance=torch.arange(n), start=torch.zeros(n, dtype=torch.int64), origin=Origin(versions=versions())
+    )
     return bound if readout is None else LatentMap(**{**vars(bound), "readout": readout})
 
 
@@ -195,7 +198,8 @@ def _part(model: nn.Module, block: str) -> nn.Module:
         return parts.get(block, short.get(block, model))
     near = difflib.get_close_matches(block, [name for name in short if name], n=3, cutoff=0.4) or [name for name in short if name][:5]
     raise ValueError(
-        f"`hook` got block={block!r}. A block is named as in `model.named_modules()`. " + (f"Use one of {', '.join(near)}." if near else "This model has no parts.")
+        f"`hook` got block={block!r}. A block is named as in `model.named_modules()`. "
+        + (f"Use one of {', '.join(near)}." if near else "This model has no parts.")
     )
 
 
@@ -216,7 +220,9 @@ def _watch(model: nn.Module, part: nn.Module, inputs: Inputs) -> tuple[Recorder,
 
 def _rows(inputs: Inputs) -> tuple[int, list[int]]:
     """How many rows there are, and which are taken for the second run."""
-    counts = {name: leaf.shape[0] for name, leaf in _outputs(inputs if isinstance(inputs, Tensor) else _nested(inputs)).items() if leaf.ndim}
+    counts = {
+        name: leaf.shape[0] for name, leaf in _outputs(inputs if isinstance(inputs, Tensor) else _nested(inputs)).items() if leaf.ndim
+    }
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(
             f"`hook` got inputs with {counts or 'no'} rows. The first axis of every tensor among the inputs is the row. "
@@ -234,7 +240,9 @@ def _nested(inputs: Sequence[Any] | Mapping[str, Any]) -> Any:
 def _take(inputs: Inputs, chosen: list[int]) -> Inputs:
     leaves, shape = flatten(inputs if isinstance(inputs, Tensor) else _nested(inputs))
     index = torch.tensor(chosen)
-    taken: Inputs = rebuild(shape, [leaf.index_select(0, index.to(leaf.device)) if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in leaves])
+    taken: Inputs = rebuild(
+        shape, [leaf.index_select(0, index.to(leaf.device)) if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in leaves]
+    )
     return taken
 
 
@@ -295,4 +303,3 @@ def _origin(model: nn.Module, like: Tensor) -> Origin:
         versions=versions(),
         argv=tuple(sys.argv),
     )
-

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -16,7 +17,14 @@ CONSTANT = -1
 # These give their argument on, as far as values go.
 SAME_VALUE = {"detach", "detach_", "data", "requires_grad_"}
 # They choose a faster way, of other rounding, when no mode is watching; so they are recorded from outside, as one event each.
-OPAQUE = (nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder, nn.TransformerDecoderLayer, nn.MultiheadAttention)
+OPAQUE = (
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+    nn.MultiheadAttention,
+)
 
 
 class Ref(NamedTuple):
@@ -163,7 +171,7 @@ class Recorder(TorchFunctionMode):
         # What a module writes into is known when it is too late.
         for leaf, ref in zip(begun.leaves, begun.refs, strict=True):
             if isinstance(leaf, Tensor) and ref not in self._copies:
-                self._copies[ref] = leaf.detach().clone()
+                self._copies[ref] = copied(leaf)
         self._open[0] = begun
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
@@ -192,7 +200,7 @@ class Recorder(TorchFunctionMode):
             if writer:
                 for other in self._sharing.get(where, ()):
                     if other not in self._copies:
-                        self._copies[other] = self._values[other].detach().clone()
+                        self._copies[other] = copied(self._values[other])
         versions = [_version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
         return _Begun(act, name, call, shape, leaves, tuple(refs), versions, writer, frozenset(after), _dice(leaves))
 
@@ -242,7 +250,7 @@ class Recorder(TorchFunctionMode):
             else:
                 self._note(leaf, Ref(number, out_number))
                 if begun.call >= 0:
-                    self._copies[Ref(number, out_number)] = leaf.detach().clone()
+                    self._copies[Ref(number, out_number)] = copied(leaf)
         for n, at in enumerate(writes):
             self._note(begun.leaves[at], Ref(number, len(given) + n))
 
@@ -254,6 +262,23 @@ class Recorder(TorchFunctionMode):
             self._sharing.setdefault(_storage(tensor), []).append(ref)
 
 
+def copied(tensor: Tensor) -> Tensor:
+    """A copy with the same numbers, laid out in memory as they were, on which sums depend; and with no past, also of a tensor of inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        tensor = tensor.detach()
+        if tensor.layout != torch.strided or tensor.is_contiguous():
+            return tensor.clone()
+        # Along axes that were spread out there is one number, however long they are.
+        whole = tensor[tuple(slice(0, 1) if step == 0 else slice(None) for step in tensor.stride())]
+        dense = sorted(zip(whole.stride(), whole.shape, strict=True))
+        if any(step < inner * n for (inner, n), (step, m) in pairwise(dense) if m > 1):  # windows that overlap
+            return tensor.clone()
+        offset = tensor.storage_offset() % 64  # sums also depend on where in a line of the cache they begin
+        length = offset + 1 + sum(step * (n - 1) for step, n in zip(whole.stride(), whole.shape, strict=True))
+        base = torch.empty(length, dtype=whole.dtype, device=whole.device)
+        return base.as_strided(whole.shape, whole.stride(), offset).copy_(whole).expand(tensor.shape)
+
+
 def name_of(func: Callable[..., Any]) -> str:
     """What a function is called; for the getter of a property, what the property is called."""
     name = getattr(func, "__name__", "") or type(func).__name__
@@ -263,7 +288,9 @@ def name_of(func: Callable[..., Any]) -> str:
 
 def _writes(name: str, kwargs: dict[str, Any]) -> bool:
     plain = name.endswith("_") and not name.endswith("__")
-    return plain or name == "__setitem__" or "out" in kwargs or (name.startswith("__i") and name not in ("__invert__", "__int__", "__index__"))
+    return (
+        plain or name == "__setitem__" or "out" in kwargs or (name.startswith("__i") and name not in ("__invert__", "__int__", "__index__"))
+    )
 
 
 def _version(tensor: Tensor) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attractorlab import trees
 from attractorlab.models.containers import Shape, flatten, rebuild
-from attractorlab.models.recording import CONSTANT, Event, Recorder, Ref
+from attractorlab.models.recording import CONSTANT, Recorder, Ref, copied
 from attractorlab.models.rolling import alike, same
 from attractorlab.models.sightings import numbered
 from attractorlab.types import Drive, State
@@ -57,13 +57,14 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One event of a program."""
+    """One event of a program. What stands at `apart` is copied before it is written into, as nobody sees it from elsewhere."""
 
     act: Callable[..., Any]
     shape: Shape
     leaves: tuple[Any, ...]
     outputs: int
     writes: tuple[int, ...]
+    apart: tuple[int, ...]
     autocast: tuple[tuple[str, torch.dtype], ...]
 
 
@@ -74,21 +75,28 @@ class Program:
     Args:
         steps: In order.
         results: Name of each result, and where it is.
-        copied: What the steps write into: it is copied before.
+        touched: What is written into, and seen from elsewhere: it is copied at once.
+        shared: Results that may lie in the memory of the state: they are copied at last.
     """
 
     steps: tuple[Step, ...]
     results: Mapping[str, Any]
-    copied: frozenset[Entry | Driving]
+    touched: frozenset[Entry | Driving]
+    shared: frozenset[str]
+
+    def __repr__(self) -> str:
+        return f"<{len(self.steps)} steps to {', '.join(self.results)}>"
 
     def __call__(self, z: State, drive: Drive, grads: Sequence[bool] | None = None) -> dict[str, Tensor]:
         """The results from a state; `grads` says for each step whether gradients are recorded, where it is not as outside."""
         given: dict[Any, Tensor] = {Entry(name): leaf for name, leaf in z.items()} | {Driving(name): leaf for name, leaf in drive.items()}
-        for source in self.copied:
+        for source in self.touched:
             given[source] = given[source].clone()
-        with eagerly():
+        with eagerly(), _differentiably():
             for n, step in enumerate(self.steps):
                 leaves = [_resolve(leaf, given, z) for leaf in step.leaves]
+                for at in step.apart:
+                    leaves[at] = leaves[at].clone()
                 args, kwargs = rebuild(step.shape, leaves)
                 with ExitStack() as stack:
                     for device, dtype in step.autocast:
@@ -99,7 +107,8 @@ class Program:
                 tensors = [leaf for leaf in flatten(out)[0] if isinstance(leaf, Tensor)]
                 given |= {Local(n, k): tensor for k, tensor in enumerate(tensors)}
                 given |= {Local(n, step.outputs + k): leaves[at] for k, at in enumerate(step.writes)}
-            return {name: _resolve(source, given, z) for name, source in self.results.items()}
+            found = {name: _resolve(source, given, z) for name, source in self.results.items()}
+        return {name: leaf.clone() if name in self.shared else leaf for name, leaf in found.items()}
 
 
 def _resolve(leaf: Any, given: Mapping[Any, Tensor], z: State) -> Any:
@@ -122,7 +131,14 @@ def eagerly() -> Iterator[None]:
         yield
 
 
-class Unfit(Exception):  # noqa: N818 - caught and told in three sentences by the public function
+@contextmanager
+def _differentiably() -> Iterator[None]:
+    """Under a transform gradients count as recorded: where they do not, the library's own layers take a way that has no forward mode."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None):
+        yield
+
+
+class Unfit(Exception):
     """Why two runs with different numbers of rows are not one program."""
 
 
@@ -152,34 +168,46 @@ class Pair:
         if len(events[0]) != len(events[1]):
             raise Unfit(f"{len(events[0])} operations became {len(events[1])}")
         places = tuple({number: n for n, number in enumerate(side)} for side in events)
-        steps, written = [], set[int]()
-        for a, b in zip(*([record.events[k] for k in side] for record, side in zip((self.one, self.two), events, strict=True)), strict=True):
+        sides = zip(*([record.events[k] for k in side] for record, side in zip((self.one, self.two), events, strict=True)), strict=True)
+        steps: list[Step] = []
+        written: set[int] = set()
+        for n, (a, b) in enumerate(sides):
             if not (a.act == b.act and a.shape == b.shape and a.writes == b.writes):
                 raise Unfit(f"`{a.name}` became `{b.name}`, or has other arguments")
-            leaves = tuple(self._leaf(x, y, a, places, entries) for x, y in zip(a.leaves, b.leaves, strict=True))
-            if any(isinstance(leaves[at], Weight | Table) for at in a.writes):
+            leaves = tuple(self._leaf(x, y, a.name, places, entries) for x, y in zip(a.leaves, b.leaves, strict=True))
+            later = {ref for k in events[0][n + 1 :] for ref in self.one.events[k].refs if ref.event < events[0][n]} | {
+                x for x, _ in results.values()
+            }
+            apart = tuple(at for at in a.writes if not any(self._alias(ref, a.leaves[at], events[0][n]) for ref in later))
+            if any(isinstance(leaves[at], Weight | Table) for at in a.writes if at not in apart):
                 raise Unfit(f"`{a.name}` writes into a weight or a constant")
-            steps.append(Step(a.act, a.shape, leaves, a.outputs, a.writes, a.autocast))
-            written |= a.storages
-        found = {name: self._leaf(x, y, None, places, entries) for name, (x, y) in results.items()}
-        touched = {Entry(name) for ref, name in entries[0].items() if self.one.storage(ref) in written}
-        touched |= {source for ref, source in self.known.items() if isinstance(source, Driving) and self.one.storage(ref) in written}
-        used = {leaf for step in steps for leaf in step.leaves if isinstance(leaf, Entry | Driving)}
-        return Program(tuple(steps), found, frozenset(touched & used))
+            steps.append(Step(a.act, a.shape, leaves, a.outputs, a.writes, apart, a.autocast))
+            written |= {self.one.storage(a.leaves[at]) for at in a.writes if at not in apart}
+        found = {name: self._leaf(x, y, "the result", places, entries) for name, (x, y) in results.items()}
+        own = {Entry(name): self.one.storage(ref) for ref, name in entries[0].items()}
+        given = own | {source: self.one.storage(ref) for ref, source in self.known.items() if isinstance(source, Driving)}
+        shared = frozenset(
+            name for name, (x, _) in results.items() if self.one.storage(x) in own.values() or not isinstance(found[name], Local)
+        )
+        return Program(tuple(steps), found, frozenset(source for source, where in given.items() if where in written), shared)
 
-    def _leaf(self, x: Any, y: Any, event: Event | None, places: Any, entries: Any) -> Any:
+    def _alias(self, ref: Ref, target: Ref, event: int) -> bool:
+        """Whether a value from before the event lies in the memory that the event writes into."""
+        return ref.event < event and self.one.storage(ref) == self.one.storage(target)
+
+    def _leaf(self, x: Any, y: Any, what: str, places: Any, entries: Any) -> Any:
         if not (isinstance(x, Ref) and isinstance(y, Ref)):
             if same(x, y) and not isinstance(x, Ref):
                 return x
             if type(x) is type(y) is int and x % self.rows[0] == 0 and x * self.rows[1] == y * self.rows[0]:
                 return Rows(x // self.rows[0])
-            raise Unfit(f"`{event.name if event else 'the result'}` got {_said(x)} and then {_said(y)}")
+            raise Unfit(f"`{what}` got {_said(x)} and then {_said(y)}")
         sides = [
             Entry(names[ref]) if ref in names else Local(place[ref.event], ref.out) if ref.event in place else None
             for ref, names, place in zip((x, y), entries, places, strict=True)
         ]
         if sides[0] != sides[1]:
-            raise Unfit(f"`{event.name if event else 'the result'}` got a value that is made otherwise")
+            raise Unfit(f"`{what}` got a value that is made otherwise")
         return self._fixed(x, y) if sides[0] is None else sides[0]
 
     def _fixed(self, x: Ref, y: Ref) -> Any:
@@ -189,14 +217,17 @@ class Pair:
             if x.event == CONSTANT and id(self.one.constants[x.out]) in self.owners:
                 self.known[x] = self.owners[id(self.one.constants[x.out])]
             elif a.shape == b.shape:
-                self.known[x] = Table(plain(a))
+                self.known[x] = Table(copied(a))
             elif by_rows(a, b, self.rows):
                 twin = next((s for ref, s in self.known.items() if isinstance(s, Driving) and alike(self.one, ref, x)), None)
-                self.known[x] = twin or Driving(numbered(self.names.get(x, "constant"), self.drive))
-                self.drive.setdefault(self.known[x].name, plain(a))
+                self.known[x] = twin or Driving(numbered(self.names.get(x) or self._maker(x), self.drive))
+                self.drive.setdefault(self.known[x].name, copied(a))
             else:
                 raise Unfit(f"a constant of shape {list(a.shape)} became {list(b.shape)} when {self.rows[0]} rows became {self.rows[1]}")
         return self.known[x]
+
+    def _maker(self, ref: Ref) -> str:
+        return "constant" if ref.event == CONSTANT else self.one.events[ref.event].name
 
 
 def _said(value: Any) -> str:
@@ -208,13 +239,9 @@ def by_rows(a: Tensor, b: Tensor, rows: tuple[int, int]) -> bool:
     return a.ndim > 0 and b.ndim > 0 and (a.shape[0], b.shape[0]) == rows and a.shape[1:] == b.shape[1:]
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """A copy with the same numbers and no past; also of a tensor made in inference mode."""
-    with torch.inference_mode(False), torch.no_grad():
-        return tensor.detach().clone()
-
-
-def backward(record: Recorder, target: Ref, known: Container[Ref], moving: frozenset[int], barred: frozenset[int]) -> tuple[int, ...] | None:
+def backward(
+    record: Recorder, target: Ref, known: Container[Ref], moving: frozenset[int], barred: frozenset[int]
+) -> tuple[int, ...] | None:
     """The events between the values in `known` and `target`, of those in `moving`; None if one of them is barred."""
     found: set[int] = set()
     open_ = [target]

@@ -268,7 +268,11 @@ def _build(record: Recorder, order: tuple[int, ...], length: int, periods: int, 
                 crossing.append(kind)
             row.append(kind)
         rows.append(tuple(row))
-    slots = [Slot(o, out, age) for o, out in dict.fromkeys(s[:2] for s in crossing) for age in range(1, 1 + max(s.age for s in crossing if s[:2] == (o, out)))]
+    slots = [
+        Slot(o, out, age)
+        for o, out in dict.fromkeys(s[:2] for s in crossing)
+        for age in range(1, 1 + max(s.age for s in crossing if s[:2] == (o, out)))
+    ]
     first = [history.get((slot.offset, slot.out, 1 - slot.age)) for slot in slots]
     if not slots or None in first:
         return None

@@ -136,7 +136,9 @@ def between(events: Sequence[Event], record: Recorder) -> str:
     ops = list(dict.fromkeys(event.name for event in events if event.call < 0))
     sentences = [f"Between the calls: {', '.join(ops)}." if ops else "Nothing stands between the calls."]
     if record.dropped:
-        sentences.append("Left out, so that there is a derivative: " + ", ".join(f"{name} ({n})" for name, n in sorted(record.dropped.items())) + ".")
+        sentences.append(
+            "Left out, so that there is a derivative: " + ", ".join(f"{name} ({n})" for name, n in sorted(record.dropped.items())) + "."
+        )
     if record.read_off:
         sentences.append(f"Numbers were read off tensors {record.read_off} times; what the model decided by them is not part of the map.")
     return " ".join(sentences)

@@ -6,14 +6,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attractorlab.models.recording import CONSTANT, Event, Recorder, Ref
-from attractorlab.models.replaying import Pair, Program, Unfit, backward, by_rows, plain
+from attractorlab.models.recording import CONSTANT, Event, Recorder, Ref, copied
+from attractorlab.models.replaying import Pair, Program, Unfit, backward, by_rows
 from attractorlab.models.rolling import Loop, alike, following, identical, mismatch, roll, same
 from attractorlab.models.sightings import Sighting, arguments, leaf_names, numbered
 from attractorlab.types import Drive, State
 
 # With one of these between the calls, what goes round is a solver's bookkeeping rather than a state.
-SOLVERS = {"lstsq", "linalg_lstsq", "solve", "linalg_solve", "linalg_solve_ex", "pinverse", "linalg_pinv", "inverse", "linalg_inv", "cholesky_solve"}
+SOLVERS = {
+    "lstsq",
+    "linalg_lstsq",
+    "solve",
+    "linalg_solve",
+    "linalg_solve_ex",
+    "pinverse",
+    "linalg_pinv",
+    "inverse",
+    "linalg_inv",
+    "cholesky_solve",
+}
 Reader = Callable[[State, Drive], Mapping[str, Tensor]]
 
 
@@ -72,7 +83,12 @@ class Ticks:
     def argument_names(self) -> dict[Ref, str]:
         """What the block calls its arguments."""
         calls = [event for event in self.seen_events if event.call >= 0]
-        return {ref: name for event in calls for name, ref in zip(arguments(self.seen.block, event), event.leaves, strict=True) if isinstance(ref, Ref)}
+        return {
+            ref: name
+            for event in calls
+            for name, ref in zip(arguments(self.seen.block, event), event.leaves, strict=True)
+            if isinstance(ref, Ref)
+        }
 
     def program(self, pair: Pair) -> Program:
         """One tick.
@@ -91,14 +107,14 @@ class Ticks:
         results = {name: (a, b) for name, a, b in zip(self.names, one.after[one.replayed], two.after[two.replayed], strict=True)}
         return pair.program((one.events, two.events), (entries[0], entries[1]), results)
 
-    def states(self, pair: Pair, program: Program) -> dict[str, Tensor]:
-        """The states that were seen, from the first that has the shape of the others; each tick is replayed and compared with what was seen.
+    def states(self, pair: Pair, program: Program) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The start and all states that were seen, from the first that has the shape of the others; each tick is replayed and compared with what was seen.
 
         Raises:
             ValueError: If a replayed tick differs.
         """
         side = self.sides[0]
-        values = [[plain(side.record.value(ref)) for ref in cut] for cut in side.cuts]
+        values = [[copied(side.record.value(ref)) for ref in cut] for cut in side.cuts]
         after = [[side.record.value(ref) for ref in refs] for refs in side.after]
         values[0] = [_as(x, y) for x, y in zip(values[0], after[0], strict=True)]
         begin, got = 0, dict[str, Tensor]()
@@ -114,7 +130,8 @@ class Ticks:
                 begin = 1  # the first tick is another one, e.g. from a start that has no rows yet
             elif not fits:
                 raise self._differs(k, events, {name: (got[name], y) for name, y in zip(self.names, wanted, strict=True)})
-        return {name: torch.stack([value[i] for value in values[begin:]]) for i, name in enumerate(self.names)}
+        start = dict(zip(self.names, values[begin], strict=True))
+        return start, {name: torch.stack([value[i] for value in values[begin:]]) for i, name in enumerate(self.names)}
 
     def _differs(self, k: int, events: Sequence[Event], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> ValueError:
         random = next((event.name for event in events if event.random), None)
@@ -182,7 +199,11 @@ def called(seen: Sighting, twin: Sighting, state: str | int, names: Sequence[str
     words = arguments(seen.block, first)
     tops = list(dict.fromkeys(word.split(".")[0] for word in words))
     if state not in tops and not (isinstance(state, int) and 0 <= state < len(tops)):
-        raise seen.error(f"got state={state!r}", "The state is one of the block's arguments, by name or position", f"Use one of {', '.join(map(repr, tops))}")
+        raise seen.error(
+            f"got state={state!r}",
+            "The state is one of the block's arguments, by name or position",
+            f"Use one of {', '.join(map(repr, tops))}",
+        )
     chosen = tops[state] if isinstance(state, int) else state
     places = [i for i, word in enumerate(words) if word.split(".")[0] == chosen and isinstance(first.leaves[i], Ref)]
     for number in record.calls[1:]:
@@ -233,14 +254,16 @@ def read_off(ticks: Ticks, pair: Pair, out: Mapping[str, Tensor], out2: Mapping[
     return [_reader(ticks, pair, refs, lag)[1] for lag, refs in groups.items()], left_out
 
 
-def _reader(ticks: Ticks, pair: Pair, refs: Mapping[str, tuple[Ref, Ref]], way: int | None = None) -> tuple[int, Program, dict[str, Tensor]]:
+def _reader(
+    ticks: Ticks, pair: Pair, refs: Mapping[str, tuple[Ref, Ref]], way: int | None = None
+) -> tuple[int, Program, dict[str, Tensor]]:
     """The first way of two that leads from a state to some results: which it was, the program, and the state that was seen there."""
     for k in (0, 1) if way is None else (way,):
         one, two = (_cut(side, [both[n] for both in refs.values()], k, ticks.driven) for n, side in enumerate(ticks.sides))
         if one is not None and two is not None:
             known = (dict(zip(one[0], ticks.names, strict=True)), dict(zip(two[0], ticks.names, strict=True)))
             record = ticks.sides[0].record
-            return k, pair.program((one[1], two[1]), known, refs), {name: plain(record.value(ref)) for ref, name in known[0].items()}
+            return k, pair.program((one[1], two[1]), known, refs), {name: copied(record.value(ref)) for ref, name in known[0].items()}
     raise Unfit("it needs more than the last state")
 
 
