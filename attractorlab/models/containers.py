@@ -52,7 +52,7 @@ def _walk(tree: Any, leaves: list[Any]) -> Shape:
 def _open(tree: Any) -> tuple[tuple[Any, ...] | None, Sequence[Any]]:
     """The keys and the children of a container; None for a leaf."""
     if isinstance(tree, tuple | list):
-        named = tree._fields if _is_named(type(tree)) else range(len(tree))
+        named = vars(type(tree))["_fields"] if _is_named(type(tree)) else range(len(tree))
         return tuple(named), tree
     if type(tree) in (dict, OrderedDict):
         return tuple(tree), list(tree.values())

@@ -53,7 +53,9 @@ class EqRConfig:
         for name, allowed in (("mixer", ("mlp", "attention")), ("start", ("random", "fixed"))):
             value = str(getattr(self, name))
             if value not in allowed:
-                raise ValueError(f"`EqRConfig` got {name}={value!r}. It is one of {', '.join(allowed)}. Use {name}={allowed[0]!r}.")
+                raise ValueError(
+                    f"`EqRConfig` got {name}={value!r}. It is one of {', '.join(allowed)}. Use {name}={allowed[0]!r}."
+                )
         for name in ("sites", "vocabulary", "width", "blocks", "heads", "H_cycles", "L_cycles"):
             count = getattr(self, name)
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
@@ -61,9 +63,7 @@ class EqRConfig:
         for name, top in (("expansion", 64.0), ("start_scale", 1e6), ("rotary_base", 1e12)):
             number = getattr(self, name)
             if not isinstance(number, (int, float)) or not 0 < number <= top:
-                raise ValueError(
-                    f"`EqRConfig` got {name}={number!r}. It is a number above 0, up to {top:g}. Use {name}={type(self).__dataclass_fields__[name].default:g}."
-                )
+                raise ValueError(f"`EqRConfig` got {name}={number!r}. It is a number above 0, up to {top:g}. Use {name}={type(self).__dataclass_fields__[name].default:g}.")
         if not isinstance(self.damping, (int, float)) or not 0 <= self.damping < 1:
             raise ValueError(f"`EqRConfig` got damping={self.damping}. The old state keeps a weight from 0 up to, not with, 1. Use 0.05.")
         if self.mixer == "attention" and self.width % (2 * self.heads):
@@ -125,7 +125,10 @@ class EqR(AbstractReasoner):
         """A start for every row of `drive`: random, or the model's fixed one, as its configuration says."""
         if self.config.start == "random":
             return self.random_start(drive, scale=self.config.start_scale, generator=generator)
-        return {name: self.get_buffer(buffer).expand(drive["x"].shape).clone() for name, buffer in (("z_H", "H_init"), ("z_L", "L_init"))}
+        return {
+            name: self.get_buffer(buffer).expand(drive["x"].shape).clone()
+            for name, buffer in (("z_H", "H_init"), ("z_L", "L_init"))
+        }
 
     def random_start(self, drive: Drive, *, scale: float, generator: torch.Generator) -> State:
         """A random start for every row, whatever the model was trained with.

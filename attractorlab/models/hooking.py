@@ -1,7 +1,6 @@
 """hook: the loop inside a model that is not ours, as a LatentMap; from_function: a map from a plain function."""
 
 import difflib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from attractorlab.maps import DrivenReadout, LatentMap
-from attractorlab.models.base import versions, weights_hash
+from attractorlab.models.base import versions
 from attractorlab.models.containers import flatten, paths, rebuild
 from attractorlab.models.recording import Recorder
-from attractorlab.models.replaying import Pair, Unfit, Weight, eagerly
+from attractorlab.models.replaying import Pair, Unfit, Weight, eagerly, origin_of
 from attractorlab.models.sightings import Sighting, between
 from attractorlab.models.ticking import Ticks, called, read_off, rolled
 from attractorlab.types import Drive, Origin, State
@@ -142,7 +141,7 @@ def hook(
         clock="call" if ticks.calls == 1 else f"{ticks.calls} calls",
         instance=torch.arange(rows if drive else 0),
         start=torch.zeros(rows if drive else 0, dtype=torch.int64),
-        origin=_origin(model, next(iter(start.values()))),
+        origin=origin_of(model, next(iter(start.values()))),
         model=model,
     )
     return Hooked(f, start, states, seen.table(), note)
@@ -291,15 +290,3 @@ def _buffers_kept(model: nn.Module, written: list[str]) -> Iterator[None]:
                 replaced = True
             if replaced:
                 written.append(label)
-
-
-def _origin(model: nn.Module, like: Tensor) -> Origin:
-    inner = dict(model.named_children()).get("_orig_mod", model)
-    return Origin(
-        model=type(inner).__name__,
-        weights=weights_hash(inner),
-        dtype=str(like.dtype).removeprefix("torch."),
-        device=str(like.device),
-        versions=versions(),
-        argv=tuple(sys.argv),
-    )

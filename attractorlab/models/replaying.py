@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from attractorlab import trees
+from attractorlab.models.base import versions, weights_hash
 from attractorlab.models.containers import Shape, flatten, rebuild
 from attractorlab.models.recording import CONSTANT, Recorder, Ref, copied
 from attractorlab.models.rolling import alike, same
 from attractorlab.models.sightings import numbered
-from attractorlab.types import Drive, State
+from attractorlab.types import Drive, Origin, State
 
 
 class Entry(NamedTuple):
@@ -92,7 +93,7 @@ class Program:
         given: dict[Any, Tensor] = {Entry(name): leaf for name, leaf in z.items()} | {Driving(name): leaf for name, leaf in drive.items()}
         for source in self.touched:
             given[source] = given[source].clone()
-        with eagerly(), _differentiably():
+        with eagerly(), transformable():
             for n, step in enumerate(self.steps):
                 leaves = [_resolve(leaf, given, z) for leaf in step.leaves]
                 for at in step.apart:
@@ -132,10 +133,27 @@ def eagerly() -> Iterator[None]:
 
 
 @contextmanager
-def _differentiably() -> Iterator[None]:
-    """Under a transform gradients count as recorded: where they do not, the library's own layers take a way that has no forward mode."""
-    with torch.set_grad_enabled(torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None):
+def transformable() -> Iterator[None]:
+    """Under a transform, such as jvp, the library's own layers take the plain way: the faster ones have no forward mode."""
+    if torch._C._functorch.peek_interpreter_stack() is None:
         yield
+        return
+    # Where gradients are recorded a transformer's layer keeps to the plain way too.
+    with torch.enable_grad(), torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
+def origin_of(model: nn.Module, like: Tensor) -> Origin:
+    """Where a map of a foreign model comes from."""
+    inner = dict(model.named_children()).get("_orig_mod", model)
+    return Origin(
+        model=type(inner).__name__,
+        weights=weights_hash(inner),
+        dtype=str(like.dtype).removeprefix("torch."),
+        device=str(like.device),
+        versions=versions(),
+        argv=tuple(sys.argv),
+    )
 
 
 class Unfit(Exception):
