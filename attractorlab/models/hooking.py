@@ -73,7 +73,7 @@ def hook(
 
     Returns:
         The map and the start, with the states seen. The readout gives each tensor of the model's output that is a function of the state: by its key or
-        field, by its number in a tuple, or as "output". Only a tensor named "logits" is taken for logits by other functions.
+        field, by its number in a tuple, or as "output"; what a tick makes besides the state is read from the tick that begins with it. Only a tensor named "logits" is taken for logits by other functions.
 
     Raises:
         ValueError: If there is no such block, it is called less than twice, no loop is found, or the loop is not a function of the state alone. The text
@@ -127,13 +127,13 @@ def hook(
             "Make the first axis of the state and of what drives it the row, or give the map by `from_function`",
         ) from None
     start, states = ticks.states(pair, program)
-    readers, left_out = ([], {}) if readout is not None else read_off(ticks, pair, _outputs(out), _outputs(out2))
+    readers, remarks = ([], []) if readout is not None else read_off(ticks, pair, _outputs(out), _outputs(out2))
     drive = dict(pair.drive)
 
     def read(z: State, x: Drive) -> Mapping[str, Tensor]:
         return {name: value for one in readers for name, value in one(z, x).items()}
 
-    note = between(ticks.seen_events, record) + "".join(f" No readout is {name!r}: {why}." for name, why in left_out.items())
+    note = " ".join([between(ticks.seen_events, record), *remarks])
     f = LatentMap(
         rule=program,
         drive=drive,

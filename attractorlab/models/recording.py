@@ -51,7 +51,7 @@ class Event:
         labels: The path of each tensor that it gave.
         writes: Which leaves it wrote into.
         storages: The memory that it wrote into.
-        after: For the tensors among the leaves, the events that wrote into their memory last.
+        after: The events that wrote into the memory of its arguments after these were made.
         grad: Whether gradients were recorded.
         autocast: The devices and dtypes of automatic casts.
         random: Whether it drew random numbers.
@@ -195,7 +195,7 @@ class Recorder(TorchFunctionMode):
                 continue
             ref, where = self.ref(leaf), _storage(leaf)
             refs.append(ref)
-            if where in self._wrote:
+            if self._wrote.get(where, CONSTANT) > ref.event:  # a view: its memory changed after it was made
                 after.add(self._wrote[where])
             if writer:
                 for other in self._sharing.get(where, ()):

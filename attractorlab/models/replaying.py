@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,39 +18,45 @@ from attractorlab.models.sightings import numbered
 from attractorlab.types import Drive, Origin, State
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True)
+class Entry:
     """A leaf of the state."""
 
     name: str
 
 
-class Driving(NamedTuple):
+@dataclass(frozen=True)
+class Driving:
     """A leaf of the drive."""
 
     name: str
 
 
-class Local(NamedTuple):
+@dataclass(frozen=True)
+class Local:
     """An output of an earlier step of the program."""
 
     step: int
     out: int
 
 
-class Weight(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Weight:
     """A parameter or buffer, looked up at each run."""
 
     module: nn.Module
     name: str
 
 
-class Table(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Table:
     """A tensor that is the same for all rows."""
 
     value: Tensor
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """A multiple of the number of rows."""
 
     times: int
@@ -138,9 +144,15 @@ def transformable() -> Iterator[None]:
     if torch._C._functorch.peek_interpreter_stack() is None:
         yield
         return
-    # Where gradients are recorded a transformer's layer keeps to the plain way too.
-    with torch.enable_grad(), torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
-        yield
+    before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    try:
+        torch._C._set_mkldnn_enabled(False)
+        torch._C._set_cudnn_enabled(False)
+        with torch.enable_grad():  # where gradients are recorded, a transformer's layer keeps to the plain way too
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(before[0])
+        torch._C._set_cudnn_enabled(before[1])
 
 
 def origin_of(model: nn.Module, like: Tensor) -> Origin:
@@ -171,6 +183,10 @@ class Pair:
     names: Mapping[Ref, str]
     drive: dict[str, Tensor]
     known: dict[Ref, Any]
+
+    def apart(self) -> "Pair":
+        """The same, for a trial: what it finds to be the drive is not kept."""
+        return replace(self, drive=dict(self.drive), known=dict(self.known))
 
     def program(
         self,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attractorlab.models.recording import CONSTANT, Event, Recorder, Ref, copied
+from attractorlab.models.recording import Event, Recorder, Ref, copied
 from attractorlab.models.replaying import Pair, Program, Unfit, backward, by_rows
 from attractorlab.models.rolling import Loop, alike, following, identical, mismatch, roll, same
 from attractorlab.models.sightings import Sighting, arguments, leaf_names, numbered
@@ -229,41 +229,51 @@ def called(seen: Sighting, twin: Sighting, state: str | int, names: Sequence[str
     return Ticks(_named([words[i] for i in places], names), 1, (sides[0], sides[1]), seen, True)
 
 
-def read_off(ticks: Ticks, pair: Pair, out: Mapping[str, Tensor], out2: Mapping[str, Tensor]) -> tuple[list[Program], dict[str, str]]:
-    """Programs for the parts of the model's output that follow from the state, and why the other parts do not."""
-    left_out: dict[str, str] = {}
-    groups: dict[int, dict[str, tuple[Ref, Ref]]] = {}
+def read_off(ticks: Ticks, pair: Pair, out: Mapping[str, Tensor], out2: Mapping[str, Tensor]) -> tuple[list[Program], list[str]]:
+    """Programs for the parts of the model's output that follow from the state, and a sentence on each that is special or left out."""
+    remarks: list[str] = []
+    ways: dict[int, dict[str, tuple[Ref, Ref]]] = {}
     for name, tensor in out.items():
-        refs = ticks.sides[0].record.ref(tensor), ticks.sides[1].record.ref(out2[name]) if name in out2 else Ref(CONSTANT, -1)
         if name not in out2 or not by_rows(tensor, out2[name], pair.rows):
-            left_out[name] = "its first axis is not the row"
-        elif refs[0].event not in ticks.sides[0].moving and refs[0] not in ticks.sides[0].cuts[-1]:
-            left_out[name] = "it does not follow from the state"
-        else:
-            try:
-                lag, program, before = _reader(ticks, pair, {name: refs})
-            except Unfit as reason:
-                left_out[name] = str(reason)
-                continue
-            with torch.no_grad():
-                got = program(before, pair.drive)[name]
-            if not identical(got, tensor):
-                left_out[name] = "replayed from the last state, it differs from what the model gave"
-            else:
-                groups.setdefault(lag, {})[name] = refs
-    return [_reader(ticks, pair, refs, lag)[1] for lag, refs in groups.items()], left_out
+            remarks.append(f"No readout is {name!r}: its first axis is not the row.")
+            continue
+        refs = ticks.sides[0].record.ref(tensor), ticks.sides[1].record.ref(out2[name])
+        if refs[0].event not in ticks.sides[0].moving and refs[0] not in ticks.sides[0].cuts[-1]:
+            remarks.append(f"No readout is {name!r}: it does not follow from the state.")
+            continue
+        try:
+            trial = pair.apart()
+            way, program, before, grads = _reader(ticks, trial, {name: refs})
+        except Unfit as reason:
+            remarks.append(f"No readout is {name!r}: {reason}.")
+            continue
+        with torch.no_grad():
+            got = program(before, trial.drive, grads)[name]
+        if not identical(got, tensor):
+            remarks.append(f"No readout is {name!r}: replayed from the state that was seen, it differs from what the model gave.")
+            continue
+        ways.setdefault(way, {})[name] = refs
+        if way == 1:
+            made = (
+                "read from what the solver makes of all calls"
+                if ticks.driven
+                else "made within a tick, and read from the tick that begins with the state"
+            )
+            remarks.append(f"The readout {name!r} is {made}.")
+    return [_reader(ticks, pair, refs, way)[1] for way, refs in ways.items()], remarks
 
 
 def _reader(
     ticks: Ticks, pair: Pair, refs: Mapping[str, tuple[Ref, Ref]], way: int | None = None
-) -> tuple[int, Program, dict[str, Tensor]]:
-    """The first way of two that leads from a state to some results: which it was, the program, and the state that was seen there."""
+) -> tuple[int, Program, dict[str, Tensor], list[bool]]:
+    """The first way of two that leads from a state to some results: which it was, the program, the state that was seen there, and where gradients were recorded."""
     for k in (0, 1) if way is None else (way,):
         one, two = (_cut(side, [both[n] for both in refs.values()], k, ticks.driven) for n, side in enumerate(ticks.sides))
         if one is not None and two is not None:
             known = (dict(zip(one[0], ticks.names, strict=True)), dict(zip(two[0], ticks.names, strict=True)))
             record = ticks.sides[0].record
-            return k, pair.program((one[1], two[1]), known, refs), {name: copied(record.value(ref)) for ref, name in known[0].items()}
+            before = {name: copied(record.value(ref)) for ref, name in known[0].items()}
+            return k, pair.program((one[1], two[1]), known, refs), before, [record.events[number].grad for number in one[1]]
     raise Unfit("it needs more than the last state")
 
 
