@@ -59,7 +59,8 @@ def hook(
     The model runs twice, on `inputs` and on another number of their rows, while all that happens to tensors outside of the block is noted down.
     The map repeats one period of what was seen: the calls of the block, and the operations between them. Detaching is left out, so the
     map has a Jacobian also where the model gives none. What the model decides by looking at numbers (when to stop, where to branch) is not part of
-    the map. Compiled parts run as they were written. The replayed states equal the model's own bit for bit, or there is an error.
+    the map. Compiled parts run as they were written. The replayed states equal the model's own bit for bit (under a solver, up to rounding), or there is an
+    error. Modules between the calls are replayed operation by operation: of all modules, the map calls the block alone.
 
     Args:
         model: Any module whose state is batch first. Put it into evaluation mode first; it is left as it is.

@@ -1,5 +1,6 @@
 """Recorder: what a model does with tensors while it runs, the calls of its blocks as single events."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ class _Begun(NamedTuple):
     writer: bool
     after: frozenset[int]
     dice: tuple[bytes, ...]
+    handled: BaseException | None
 
 
 class Recorder(TorchFunctionMode):
@@ -176,7 +178,7 @@ class Recorder(TorchFunctionMode):
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         begun = self._open[-1]
-        if begun is not None:
+        if begun is not None and sys.exception() is begun.handled:  # else it was left by an exception
             if begun.call >= 0:
                 self.calls.append(len(self.events))
             self._end(begun, out)
@@ -202,7 +204,7 @@ class Recorder(TorchFunctionMode):
                     if other not in self._copies:
                         self._copies[other] = copied(self._values[other])
         versions = [_version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
-        return _Begun(act, name, call, shape, leaves, tuple(refs), versions, writer, frozenset(after), _dice(leaves))
+        return _Begun(act, name, call, shape, leaves, tuple(refs), versions, writer, frozenset(after), _dice(leaves), sys.exception())
 
     def _end(self, begun: _Begun, out: Any) -> None:
         found, shape = flatten(out)
