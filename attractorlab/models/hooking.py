@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from attractorlab.maps import DrivenReadout, LatentMap
 from attractorlab.models.base import versions
 from attractorlab.models.containers import flatten, paths, rebuild
+from attractorlab.models.outputs import read_off
 from attractorlab.models.recording import Recorder
 from attractorlab.models.replaying import Pair, Unfit, Weight, eagerly, origin_of
 from attractorlab.models.sightings import Sighting, between
-from attractorlab.models.ticking import Ticks, called, read_off, rolled
+from attractorlab.models.ticking import Ticks, called, rolled
 from attractorlab.types import Drive, Origin, State
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -123,18 +124,18 @@ def hook(
         program = ticks.program(pair)
     except Unfit as reason:
         raise seen.error(
-            f"saw a loop that is not the same for {rows} and for {len(chosen)} rows: {reason}",
+            f"saw a loop of which it can make no map, with {rows} rows and then with {len(chosen)}: {reason}",
             "A map takes any number of rows, and its tensors are batch first",
             "Make the first axis of the state and of what drives it the row, or give the map by `from_function`",
         ) from None
-    start, states = ticks.states(pair, program)
-    readers, remarks = ([], []) if readout is not None else read_off(ticks, pair, _outputs(out), _outputs(out2))
+    start, states, remarks = ticks.states(pair, program)
+    readers, told = ([], []) if readout is not None else read_off(ticks, pair, _outputs(out), _outputs(out2))
     drive = dict(pair.drive)
 
     def read(z: State, x: Drive) -> Mapping[str, Tensor]:
         return {name: value for one in readers for name, value in one(z, x).items()}
 
-    note = " ".join([between(ticks.seen_events, record), *remarks])
+    note = " ".join([between(ticks.seen_events, record), *ticks.part(), *remarks, *told])
     f = LatentMap(
         rule=program,
         drive=drive,

@@ -89,18 +89,22 @@ def roll(record: Recorder) -> Loop | None:
     """The loop that covers most calls of the block, or None if nothing repeats."""
     best: tuple[int, Loop] | None = None
     for n in range(len(record.calls), 1, -1):
-        if best is not None and best[0] >= n:
+        full = needed(record, [record.calls[n - 1]])
+        calls = [at for at, number in enumerate(full) if record.events[number].call >= 0]
+        for p in range(1, len(calls)):
+            # What the last call needs is all of the loop but for what its own turn does for a turn that never comes. So the loop is also sought up to
+            # the turn before, from where it goes on by itself.
+            for last in (-1, -p - 1):
+                if (best is None or best[0] < n) and len(calls) + last - p >= 0:
+                    order = full[: calls[last] + 1]
+                    length = calls[last] - calls[last - p]
+                    begin, _ = _walk(record, order, length)
+                    loop = _cut(record, order, begin, length, p)
+                    covered = 0 if loop is None else sum(record.events[number].call >= 0 for number in loop.order[begin:])
+                    if loop is not None and (best is None or covered > best[0]):
+                        best = covered, loop
+        if best is not None and best[0] >= n - 1:
             break
-        order = needed(record, [record.calls[n - 1]])
-        calls = [at for at, number in enumerate(order) if record.events[number].call >= 0]
-        for p in range(1, len(calls) // 2 + 1):
-            length = len(order) - 1 - calls[-p - 1]
-            begin, _ = _walk(record, order, length)
-            covered = sum(at >= begin for at in calls)
-            if best is None or covered > best[0]:
-                loop = _cut(record, order, begin, length, p)
-                if loop is not None:
-                    best = covered, loop
     return None if best is None else best[1]
 
 
@@ -222,21 +226,16 @@ def _short(value: Any) -> str:
 
 def _cut(record: Recorder, order: tuple[int, ...], begin: int, length: int, calls: int) -> Loop | None:
     """The loop, cut where the fewest values cross; among equals as late as possible, which is where the next tick begins."""
-    best: Loop | None = None
-    for late in range(length):
-        if late:
-            pattern = record.events[order[len(order) - length]]
-            follows = (
-                number
-                for number in range(order[-1] + 1, len(record.events))
-                if _follows(record, (*order, number), record.events[number], pattern, length, begin)
-            )
-            number = next(follows, None)
-            if number is None:
-                break
+    least, number = len(order), order[-1] + 1
+    while number < len(record.events):  # the loop goes on as long as what it does next is found
+        if _follows(record, (*order, number), record.events[number], record.events[order[len(order) - length]], length, begin):
             order = (*order, number)
-        for periods in range((len(order) - begin) // length, 1, -1):
-            loop = _build(record, order, length, periods, calls)
+            number = order[-1]
+        number += 1
+    best: Loop | None = None
+    for end in range(max(least, len(order) - length + 1), len(order) + 1):
+        for periods in range((end - begin) // length, 1, -1):
+            loop = _build(record, order[:end], length, periods, calls)
             if loop is not None:
                 if best is None or len(loop.slots) <= len(best.slots):
                     best = loop
@@ -245,7 +244,7 @@ def _cut(record: Recorder, order: tuple[int, ...], begin: int, length: int, call
 
 
 def _follows(record: Recorder, order: Sequence[int], event: Event, pattern: Event, length: int, begin: int) -> bool:
-    if event.call >= 0:
+    if event.act != pattern.act:
         return False
     need = _unify(record, order, event, pattern, length)
     known = all(not isinstance(ref, Ref) or ref.event == CONSTANT or _position(order, ref) is not None for ref in event.leaves)

@@ -37,11 +37,6 @@ class Sighting:
             lines.insert(SHOWN - 3, f"  ... {n - SHOWN + 1} more")
         return "\n".join(lines)
 
-    def mixed(self) -> bool:
-        """Whether the last call got a value made from three or more earlier calls, as a solver makes one."""
-        event = self.record.events[self.record.calls[-1]]
-        return any(len(self._source(ref)[1]) >= 3 for ref in event.refs)
-
     def changing(self) -> list[str]:
         """The arguments that are not the same at the first and the last call."""
         first, last = (self.record.events[self.record.calls[k]] for k in (0, -1))

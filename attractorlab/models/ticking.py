@@ -1,4 +1,4 @@
-"""Ticks: one period of a recorded loop, or one call that a solver makes, ready to be replayed; and what is read off its state."""
+"""Ticks: one period of a recorded loop, or one call that a solver makes, ready to be replayed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attractorlab.models.recording import Event, Recorder, Ref, copied
-from attractorlab.models.replaying import Pair, Program, Unfit, backward, by_rows
+from attractorlab.models.replaying import Pair, Program, Unfit, by_rows
 from attractorlab.models.rolling import Loop, alike, following, identical, mismatch, roll, same
 from attractorlab.models.sightings import Sighting, arguments, leaf_names, numbered
 
@@ -89,6 +89,17 @@ class Ticks:
             if isinstance(ref, Ref)
         }
 
+    def part(self) -> list[str]:
+        """A sentence if some calls of the block do not belong to the loop."""
+        side = self.sides[0]
+        calls = [side.record.events[number].call for tick in side.own for number in tick if side.record.events[number].call >= 0]
+        whole = len(side.record.calls)
+        return (
+            []
+            if len(calls) == whole
+            else [f"The loop is calls {calls[0]} to {calls[-1]}; {whole - len(calls)} of {whole} calls are no part of it."]
+        )
+
     def program(self, pair: Pair) -> Program:
         """One tick.
 
@@ -106,8 +117,8 @@ class Ticks:
         results = {name: (a, b) for name, a, b in zip(self.names, one.after[one.replayed], two.after[two.replayed], strict=True)}
         return pair.program((one.events, two.events), (entries[0], entries[1]), results)
 
-    def states(self, pair: Pair, program: Program) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The start and all states that were seen, from the first that has the shape of the others; each tick is replayed and compared with what was seen.
+    def states(self, pair: Pair, program: Program) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+        """The start and all states that were seen, each tick replayed and compared with what was seen; and a sentence if the start is another one.
 
         Raises:
             ValueError: If a replayed tick differs.
@@ -115,6 +126,7 @@ class Ticks:
         side = self.sides[0]
         values = [[copied(side.record.value(ref)) for ref in cut] for cut in side.cuts]
         after = [[side.record.value(ref) for ref in refs] for refs in side.after]
+        odd = any(x.shape != y.shape or x.dtype != y.dtype for x, y in zip(values[0], after[0], strict=True))
         values[0] = [_as(x, y) for x, y in zip(values[0], after[0], strict=True)]
         begin, got = 0, dict[str, Tensor]()
         for k, (before, wanted) in enumerate(zip(values, after, strict=False)):
@@ -127,12 +139,13 @@ class Ticks:
                 # Between a solver's calls values may lie in memory as no iteration lays them, and sums then round otherwise.
                 agree = _close if self.driven else identical
                 fits = all(agree(got[name], y) for name, y in zip(self.names, wanted, strict=True))
-            if not fits and k == 0 and len(after) > 2:
-                begin = 1  # the first tick is another one, e.g. from a start that has no rows yet
+            if not fits and odd and k == 0 and len(after) > 1:
+                begin = 1
             elif not fits:
                 raise self._differs(k, events, {name: (got[name], y) for name, y in zip(self.names, wanted, strict=True)})
         start = dict(zip(self.names, values[begin], strict=True))
-        return start, {name: torch.stack([value[i] for value in values[begin:]]) for i, name in enumerate(self.names)}
+        remarks = ["The start is the state after the first tick: the one before is of another shape or dtype."] if begin else []
+        return start, {name: torch.stack([value[i] for value in values[begin:]]) for i, name in enumerate(self.names)}, remarks
 
     def _differs(self, k: int, events: Sequence[Event], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> ValueError:
         random = next((event.name for event in events if event.random), None)
@@ -142,7 +155,15 @@ class Ticks:
                 "A map is deterministic: the same state gives the same tick",
                 "Call `model.eval()` first, or turn the noise off",
             )
-        far = {name: float((a.detach() - b.detach()).abs().max()) for name, (a, b) in pairs.items() if a.shape == b.shape}
+        grown = next(((name, a, b) for name, (a, b) in pairs.items() if a.shape != b.shape or a.dtype != b.dtype), None)
+        if grown is not None:
+            name, a, b = grown
+            return self.seen.error(
+                f"saw the state {name!r} go from {list(a.shape)}, {a.dtype}, to {list(b.shape)}, {b.dtype}, in tick {k + 1}",
+                "A map gives back what it was given: leaves of the same shapes and dtypes",
+                "Hook a block whose state does not grow, or give the map by `from_function`",
+            )
+        far = {name: float((a.detach() - b.detach()).abs().max()) for name, (a, b) in pairs.items()}
         return self.seen.error(
             f"replayed tick {k + 1}, and it differs from what the model did by {far}",
             "A tick is a function of the state and of what drives it; what a module keeps for itself, or does with other tools than torch, is not seen",
@@ -161,16 +182,11 @@ def rolled(seen: Sighting, twin: Sighting, names: Sequence[str] | None) -> Ticks
     changing = seen.changing()
     hint = f"hook(..., state={(changing or ['z'])[0]!r})"
     if loop is None:
-        if seen.mixed():
-            raise seen.error(
-                f"found no loop that goes round by itself: a solver seems to call {seen.name!r}",
-                "Where a solver mixes the outputs of earlier calls, the state is named by the caller",
-                f"Use `{hint}`",
-            )
+        other_hands = f"Where a solver, or a place in a buffer, hands on the state, name it: `{hint}`. Else hook" if changing else "Hook"
         raise seen.error(
             f"found no loop: {mismatch(seen.record)}",
             "Every tick does the same with the same numbers, to the state and to what drives it",
-            "Hook another block, leave out what changes from call to call, or give the map by `from_function`",
+            f"{other_hands} another block, leave out what changes from call to call, or give the map by `from_function`",
         )
     solver = next((event.name for event in loop.events(loop.periods) if event.name in SOLVERS), None)
     if solver is not None:
@@ -234,103 +250,6 @@ def called(seen: Sighting, twin: Sighting, state: str | int, names: Sequence[str
         )
     sides = tuple(_call_side(one.record, places, outputs) for one in (seen, twin))
     return Ticks(_named([words[i] for i in places], names), 1, (sides[0], sides[1]), seen, True)
-
-
-def read_off(ticks: Ticks, pair: Pair, out: Mapping[str, Tensor], out2: Mapping[str, Tensor]) -> tuple[list[Program], list[str]]:
-    """Programs for the parts of the model's output that follow from the state, and a sentence on each that is special or left out."""
-    remarks: list[str] = []
-    ways: dict[int, dict[str, tuple[Ref, Ref]]] = {}
-    for name, tensor in out.items():
-        if name not in out2 or not by_rows(tensor, out2[name], pair.rows):
-            remarks.append(f"No readout is {name!r}: its first axis is not the row.")
-            continue
-        refs = ticks.sides[0].record.ref(tensor), ticks.sides[1].record.ref(out2[name])
-        if refs[0].event not in ticks.sides[0].moving and refs[0] not in ticks.sides[0].cuts[-1]:
-            remarks.append(f"No readout is {name!r}: it does not follow from the state.")
-            continue
-        try:
-            trial = pair.apart()
-            way, program, before, grads = _reader(ticks, trial, {name: refs})
-        except Unfit as reason:
-            remarks.append(f"No readout is {name!r}: {reason}.")
-            continue
-        with torch.no_grad():
-            got = program(before, trial.drive, grads)[name]
-        if not identical(got, tensor):
-            remarks.append(f"No readout is {name!r}: replayed from the state that was seen, it differs from what the model gave.")
-            continue
-        ways.setdefault(way, {})[name] = refs
-        if way == 1:
-            made = (
-                "read from what the solver makes of all calls"
-                if ticks.driven
-                else "made within a tick, and read from the tick that begins with the state"
-            )
-            remarks.append(f"The readout {name!r} is {made}.")
-    return [_reader(ticks, pair, refs, way)[1] for way, refs in ways.items()], remarks
-
-
-def _reader(
-    ticks: Ticks, pair: Pair, refs: Mapping[str, tuple[Ref, Ref]], way: int | None = None
-) -> tuple[int, Program, dict[str, Tensor], list[bool]]:
-    """The first way of two that leads from a state to some results: which it was, the program, the state that was seen there, and where gradients were recorded."""
-    for k in (0, 1) if way is None else (way,):
-        one, two = (_cut(side, [both[n] for both in refs.values()], k, ticks.driven) for n, side in enumerate(ticks.sides))
-        if one is not None and two is not None:
-            known = (dict(zip(one[0], ticks.names, strict=True)), dict(zip(two[0], ticks.names, strict=True)))
-            record = ticks.sides[0].record
-            before = {name: copied(record.value(ref)) for ref, name in known[0].items()}
-            return k, pair.program((one[1], two[1]), known, refs), before, [record.events[number].grad for number in one[1]]
-    raise Unfit("it needs more than the last state")
-
-
-def _cut(side: Side, targets: Sequence[Ref], way: int, driven: bool) -> tuple[tuple[Ref, ...], tuple[int, ...]] | None:
-    """Values that stand for the state, and the events from there to the targets.
-
-    Without a solver these are the last state, or, for what is made within a tick, the state before it. With a solver, the output of the last call, or
-    what the solver made of all of them.
-    """
-    record, own = side.record, frozenset(number for tick in side.own for number in tick)
-    barred = own & side.moving
-    if not driven:
-        known = side.cuts[-1 - way]
-        barred -= frozenset(side.own[-1]) if way else frozenset()
-    else:
-        result = side.after[-1] if way == 0 else _solution(side, targets)
-        if result is None:
-            return None
-        known = result
-    found: set[int] = set()
-    for target in targets:
-        events = backward(record, target, known, side.moving, barred)
-        if events is None:
-            return None
-        found |= set(events)
-    return known, tuple(sorted(found))
-
-
-def _solution(side: Side, targets: Sequence[Ref]) -> tuple[Ref] | None:
-    """The earliest value after the calls that has the state's shape and that everything in the targets comes through."""
-    record, front = side.record, {target for target in targets if target.event in side.moving}
-    like = record.value(side.cuts[0][0])
-    best: tuple[Ref] | None = None
-    done: set[Ref] = set()
-    while front and len(side.cuts[0]) == 1:
-        if len(front) == 1:
-            (only,) = front
-            value = record.value(only) if only.out >= 0 else None
-            if value is not None and value.shape == like.shape and value.dtype == like.dtype:
-                best = (only,)
-        last = max(front)
-        if record.events[last.event].call >= 0:
-            break
-        front = {ref for ref in front if ref.event != last.event}
-        done.add(last)
-        event = record.events[last.event]
-        front |= {ref for ref in event.refs if ref.event in side.moving}
-        made = {ref.event for ref in front}
-        front |= {Ref(number, -1) for number in event.after & side.moving if number not in made}
-    return best
 
 
 def _side(loop: Loop) -> Side:

@@ -264,6 +264,58 @@ def test_what_lies_between_the_calls_is_told() -> None:
     )
 
 
+def test_a_start_without_rows_is_spread_out_to_them() -> None:
+    class Learned(hooked.Loop):
+        def begin(self, x: Tensor) -> Tensor:
+            return torch.linspace(-1, 1, hooked.WIDTH)
+
+        def turn(self, z: Tensor, x: Tensor, t: int) -> Tensor:
+            return self.block(z, x)
+
+    f, z0 = found = al.hook(Learned(), block="block", inputs=torch.randn(ROWS, hooked.FEATURES))
+    assert z0["z"].shape == (ROWS, hooked.WIDTH) and f(z0)["z"].shape == z0["z"].shape
+    assert len(found.states["z"]) in (4, 5)  # the first tick is left out where it rounds otherwise
+
+
+def test_a_start_of_another_dtype_is_cast_first() -> None:
+    class Halved(hooked.Loop):
+        def begin(self, x: Tensor) -> Tensor:
+            return torch.zeros(len(x), hooked.WIDTH, dtype=torch.float64)
+
+        def turn(self, z: Tensor, x: Tensor, t: int) -> Tensor:
+            return self.block(z.float(), x)
+
+    found = al.hook(Halved(), block="block", inputs=torch.randn(ROWS, hooked.FEATURES))
+    assert found.start["z"].dtype == torch.float32 and len(found.states["z"]) == 5
+
+
+def test_what_is_no_part_of_the_loop_is_told() -> None:
+    class TwoStages(hooked.Loop):
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.begin(x)
+            for t in range(8):
+                z = self.block(z, x if t < 3 else 2 * x)
+            return self.head(z)
+
+    x = torch.randn(ROWS, hooked.FEATURES)
+    f, z0 = found = al.hook(TwoStages(), block="block", inputs=x)
+    assert len(found.states["z"]) == 6 and "The loop is calls 3 to 7; 3 of 8 calls are no part of it." in found.between
+    assert torch.equal(f(z0)["z"], found.states["z"][1])
+
+
+def test_a_part_of_the_state_that_the_last_turn_makes_for_none_is_found() -> None:
+    class Slow(hooked.Loop):
+        def forward(self, x: Tensor) -> Tensor:
+            z, slow = self.begin(x), self.begin(x)
+            for _ in range(4):
+                z = self.block(0.5 * z + slow, x)
+                slow = 0.9 * slow + torch.tanh(z).cumsum(-1)
+            return self.head(z)
+
+    found = al.hook(Slow(), block="block", inputs=torch.randn(ROWS, hooked.FEATURES))
+    assert len(found.start) == 2 and len(found.states["z"]) == 5
+
+
 def test_a_cast_of_the_loop_is_replayed() -> None:
     model, x = made(Example(hooked.Cast, "block"))
     f, z0 = found = al.hook(model, block="block", inputs=x)
