@@ -14,9 +14,9 @@ from attractorlab.maps import DrivenReadout, LatentMap
 from attractorlab.models.base import versions
 from attractorlab.models.containers import flatten, paths, rebuild
 from attractorlab.models.outputs import read_off
-from attractorlab.models.recording import Recorder
+from attractorlab.models.recording import Recorder, Ref
 from attractorlab.models.replaying import Pair, Unfit, Weight, eagerly, origin_of
-from attractorlab.models.sightings import Sighting, between
+from attractorlab.models.sightings import Sighting, between, parameters_of
 from attractorlab.models.ticking import Ticks, called, rolled
 from attractorlab.types import Drive, Origin, State
 
@@ -102,7 +102,7 @@ def hook(
     written: list[str] = []
     with eagerly(), _buffers_kept(model, written):
         record, out = _watch(model, part, inputs)
-        seen = Sighting(part, block, record, _inputs_of(record, inputs))
+        seen = Sighting(part, block, record, _inputs_of(model, record, inputs))
         least = 2 if state is None else 1
         if len(record.calls) < least:
             raise seen.error(
@@ -111,7 +111,7 @@ def hook(
                 "Pass the name of the block that goes round, or inputs that make it go round",
             )
         other, out2 = _watch(model, part, fewer)
-    twin = Sighting(part, block, other, _inputs_of(other, fewer))
+    twin = Sighting(part, block, other, _inputs_of(model, other, fewer))
     if written:
         raise seen.error(
             f"saw the model write into its buffer {written[0]!r}",
@@ -253,12 +253,16 @@ def _outputs(out: Any) -> dict[str, Tensor]:
     return {path or "output": leaf for path, leaf in zip(paths(shape), leaves, strict=True) if isinstance(leaf, Tensor)}
 
 
-def _inputs_of(record: Recorder, inputs: Inputs) -> dict[Any, str]:
-    found = _outputs(inputs if isinstance(inputs, Tensor) else _nested(inputs))
-    return {record.ref(leaf): name if name != "output" else "x" for name, leaf in found.items()}
+def _inputs_of(model: nn.Module, record: Recorder, inputs: Inputs) -> dict[Ref, str]:
+    """What the model calls its inputs."""
+    if not isinstance(inputs, Mapping):
+        given = [inputs] if isinstance(inputs, Tensor) else inputs
+        names = [*parameters_of(model), *(f"input{k}" for k in range(len(given)))]
+        inputs = dict(zip(names, given, strict=False))
+    return {record.ref(leaf): name for name, leaf in _outputs(_nested(inputs)).items()}
 
 
-def _drive_names(seen: Sighting, ticks: Ticks) -> dict[Any, str]:
+def _drive_names(seen: Sighting, ticks: Ticks) -> dict[Ref, str]:
     """Names for what drives the loop: as the block calls its arguments, else as the inputs are called."""
     return {**seen.inputs, **ticks.argument_names}
 

@@ -255,7 +255,7 @@ def _build(record: Recorder, order: tuple[int, ...], length: int, periods: int, 
     base = len(order) - periods * length
     history: dict[tuple[int, int, int], Ref] = {}
     rows: list[tuple[Any, ...]] = []
-    crossing: list[Slot] = []
+    crossing: dict[Slot, tuple[bool, int, int]] = {}
     for offset in range(length):
         events = [record.events[order[base + k * length + offset]] for k in range(periods)]
         row: list[Any] = []
@@ -263,13 +263,14 @@ def _build(record: Recorder, order: tuple[int, ...], length: int, periods: int, 
             kind = _kind(record, order, [event.leaves[i] for event in events], length, base, history) if isinstance(leaf, Ref) else leaf
             if kind is None and leaf is not None:
                 return None
-            if isinstance(kind, Slot) and kind not in crossing:
-                crossing.append(kind)
+            if isinstance(kind, Slot):  # first what the block itself is given, in the order of its arguments
+                place = (events[-1].call < 0, offset, i)
+                crossing[kind] = min(place, crossing.get(kind, place))
             row.append(kind)
         rows.append(tuple(row))
     slots = [
         Slot(o, out, age)
-        for o, out in dict.fromkeys(s[:2] for s in crossing)
+        for o, out in dict.fromkeys(s[:2] for s in sorted(crossing, key=crossing.__getitem__))
         for age in range(1, 1 + max(s.age for s in crossing if s[:2] == (o, out)))
     ]
     first = [history.get((slot.offset, slot.out, 1 - slot.age)) for slot in slots]

@@ -8,7 +8,7 @@ from torch import nn
 
 from attractorlab.models.containers import paths
 from attractorlab.models.recording import CONSTANT, Event, Recorder, Ref
-from attractorlab.models.rolling import Inside, Loop, alike
+from attractorlab.models.rolling import Inside, Loop, Slot, alike
 
 SHOWN = 12  # calls in a table; of a longer one the first and the last are shown
 
@@ -87,9 +87,7 @@ class Sighting:
 
 def arguments(block: nn.Module, event: Event) -> list[str]:
     """What the block calls each leaf of its arguments, e.g. "z" or "carry.h"."""
-    inner = dict(block.named_children()).get("_orig_mod", block)  # inside what torch.compile wraps
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [one.name for one in inspect.signature(inner.forward).parameters.values() if one.kind in kinds]
+    names = parameters_of(block)
     found = []
     for path in paths(event.shape):
         kind, _, rest = path.partition(".")
@@ -100,6 +98,13 @@ def arguments(block: nn.Module, event: Event) -> list[str]:
     return found
 
 
+def parameters_of(module: nn.Module) -> list[str]:
+    """The names of a module's arguments, in the order of their positions."""
+    inner = dict(module.named_children()).get("_orig_mod", module)  # inside what torch.compile wraps
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [one.name for one in inspect.signature(inner.forward).parameters.values() if one.kind in kinds]
+
+
 def leaf_names(block: nn.Module, loop: Loop) -> list[str]:
     """Names for the leaves of the state: the argument of the block that each of them is, or that it is made into."""
     events = loop.events(loop.periods)
@@ -107,11 +112,17 @@ def leaf_names(block: nn.Module, loop: Loop) -> list[str]:
     names: list[str] = []
     for slot in loop.slots:
         young = slot._replace(age=1)
-        direct = [words[i] for offset, words in calls for i, leaf in enumerate(loop.leaves[offset]) if leaf == young]
+        direct = [
+            words[i] for offset, words in calls for i, leaf in enumerate(loop.leaves[offset]) if isinstance(leaf, Slot) and leaf == young
+        ]
         reached: set[int] = set()
         led: list[str] = []
         for offset, row in enumerate(loop.leaves):
-            hit = [i for i, leaf in enumerate(row) if leaf == young or (isinstance(leaf, Inside) and leaf.offset in reached)]
+            hit = [
+                i
+                for i, leaf in enumerate(row)
+                if (isinstance(leaf, Slot) and leaf == young) or (isinstance(leaf, Inside) and leaf.offset in reached)
+            ]
             if hit and events[offset].call >= 0:
                 led.append(arguments(block, events[offset])[hit[0]])
             elif hit:

@@ -240,11 +240,11 @@ def test_leaves_are_called_as_the_block_calls_its_arguments() -> None:
     assert names["a carry in a tuple"] == ["carry.0", "carry.1"]
     assert names["a carry in a dict"] == ["carry.z", "carry.memory"]
     assert names["a carry in a dataclass"] == ["carry.state", "carry.extra"]
-    assert names["two levels, by the lower"] == ["injection", "hidden"]
+    assert names["two levels, by the lower"] == ["hidden", "injection"]
     assert names["momentum, which remembers two states"] == ["z", "z.before"]
     model, x = made(LOOPS["two levels, by the lower"])
-    assert list(al.hook(model, block="l_level", inputs=x, names=["z_H", "z_L"]).start) == ["z_H", "z_L"]
-    with pytest.raises(ValueError, match=r"names=\['z'\] for a state of the leaves injection, hidden\. .* Pass 2 different names"):
+    assert list(al.hook(model, block="l_level", inputs=x, names=["z_L", "z_H"]).start) == ["z_L", "z_H"]
+    with pytest.raises(ValueError, match=r"names=\['z'\] for a state of the leaves hidden, injection\. .* Pass 2 different names"):
         al.hook(model, block="l_level", inputs=x, names=["z"])
 
 
