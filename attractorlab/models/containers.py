@@ -107,6 +107,8 @@ def _build(shape: Shape, leaves: Iterator[Any]) -> Any:
         return kind(zip(shape.keys, parts, strict=True))
     if kind is slice:
         return slice(*parts)
+    if _is_record(kind) and issubclass(kind, dict):
+        return kind(**dict(zip(shape.keys, parts, strict=True)))
     if _is_record(kind):
         made = object.__new__(kind)  # as it was, without running its __init__ again
         for name, part in zip(shape.keys, parts, strict=True):

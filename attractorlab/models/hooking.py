@@ -1,6 +1,7 @@
 """hook: the loop inside a model that is not ours, as a LatentMap; from_function: a map from a plain function."""
 
 import difflib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ def hook(
     map has a Jacobian also where the model gives none. What the model decides by looking at numbers (when to stop, where to branch) is not part of
     the map. Compiled parts run as they were written. The replayed states equal the model's own bit for bit (under a solver, up to rounding), or there is an
     error. Modules between the calls are replayed operation by operation: of all modules, the map calls the block alone.
+    What the model computes before the loop is kept as it was.
 
     Args:
         model: Any module whose state is batch first. Put it into evaluation mode first; it is left as it is.
@@ -96,53 +98,34 @@ def hook(
         >>> list(z0), list(f.drive), list(f.readout(f(z0)))
         (['hx'], ['input'], ['logits'])
     """
-    part = _part(model, block)
-    rows, chosen = _rows(inputs)
-    fewer = _take(inputs, chosen)
-    written: list[str] = []
-    with eagerly(), _buffers_kept(model, written):
-        record, out = _watch(model, part, inputs)
-        seen = Sighting(part, block, record, _inputs_of(model, record, inputs))
-        least = 2 if state is None else 1
-        if len(record.calls) < least:
-            raise seen.error(
-                f"saw {len(record.calls) or 'no'} call{'s' * (len(record.calls) != 1)} of {block!r}",
-                f"A loop calls its block {'twice' if least == 2 else 'once'} or more, as a module: `block(...)`",
-                "Pass the name of the block that goes round, or inputs that make it go round",
-            )
-        other, out2 = _watch(model, part, fewer)
-    twin = Sighting(part, block, other, _inputs_of(model, other, fewer))
-    if written:
-        raise seen.error(
-            f"saw the model write into its buffer {written[0]!r}",
-            "A tick changes the state and nothing else",
-            "Call `model.eval()` first, or give the map by `from_function`",
-        )
+    seen, twin, outputs = _watch_twice(model, block, inputs, 2 if state is None else 1)
+    record, rows = seen.record, (_rows(inputs)[0], len(_rows(inputs)[1]))
     ticks = rolled(seen, twin, names) if state is None else called(seen, twin, state, names)
-    pair = Pair(record, other, (rows, len(chosen)), _owners(model), _drive_names(seen, ticks), {}, {})
+    pair = Pair(record, twin.record, rows, _owners(model), _drive_names(seen, ticks), {}, {})
     try:
         program = ticks.program(pair)
     except Unfit as reason:
         raise seen.error(
-            f"saw a loop of which it can make no map, with {rows} rows and then with {len(chosen)}: {reason}",
+            f"saw a loop of which it can make no map, with {rows[0]} rows and then with {rows[1]}: {reason}",
             "A map takes any number of rows, and its tensors are batch first",
             "Make the first axis of the state and of what drives it the row, or give the map by `from_function`",
         ) from None
     start, states, remarks = ticks.states(pair, program)
-    readers, told = ([], []) if readout is not None else read_off(ticks, pair, _outputs(out), _outputs(out2))
+    readers, told = ([], []) if readout is not None else read_off(ticks, pair, *outputs)
     drive = dict(pair.drive)
 
     def read(z: State, x: Drive) -> Mapping[str, Tensor]:
         return {name: value for one in readers for name, value in one(z, x).items()}
 
     note = " ".join([between(ticks.seen_events, record), *ticks.part(), *remarks, *told])
+    n = rows[0] if drive else 0
     f = LatentMap(
         rule=program,
         drive=drive,
         readout=readout if readout is not None else DrivenReadout(read, drive),
         clock="call" if ticks.calls == 1 else f"{ticks.calls} calls",
-        instance=torch.arange(rows if drive else 0),
-        start=torch.zeros(rows if drive else 0, dtype=torch.int64),
+        instance=torch.arange(n),
+        start=torch.zeros(n, dtype=torch.int64),
         origin=origin_of(model, next(iter(start.values()))),
         model=model,
     )
@@ -202,6 +185,54 @@ def _part(model: nn.Module, block: str) -> nn.Module:
         f"`hook` got block={block!r}. A block is named as in `model.named_modules()`. "
         + (f"Use one of {', '.join(near)}." if near else "This model has no parts.")
     )
+
+
+def _watch_twice(
+    model: nn.Module, block: str, inputs: Inputs, least: int
+) -> tuple[Sighting, Sighting, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """What was seen of the model on its inputs and on another number of their rows, and what it gave."""
+    part = _part(model, block)
+    chosen = _rows(inputs)[1]
+    fewer = _take(inputs, chosen)
+    written: list[str] = []
+    with eagerly(), _buffers_kept(model, written):
+        record, out = _watch(model, part, inputs)
+        seen = Sighting(part, block, record, _inputs_of(model, record, inputs))
+        if len(record.calls) < least:
+            raise seen.error(
+                f"saw {len(record.calls) or 'no'} call{'s' * (len(record.calls) != 1)} of {block!r}",
+                f"A loop calls its block {'twice' if least == 2 else 'once'} or more, as a module: `block(...)`",
+                "Pass the name of the block that goes round, or inputs that make it go round",
+            )
+        with _noted(
+            f"`hook` ran the model a second time, on {len(chosen)} rows, to see what follows the rows. A map takes any number of rows."
+        ):
+            other, out2 = _watch(model, part, fewer)
+    if written:
+        raise seen.error(
+            f"saw the model write into its buffer {written[0]!r}",
+            "A tick changes the state and nothing else",
+            "Call `model.eval()` first, or give the map by `from_function`",
+        )
+    twin = Sighting(part, block, other, _inputs_of(model, other, fewer))
+    if not other.calls:
+        raise seen.error(
+            f"saw calls of {block!r} with all rows, and none with {len(chosen)}",
+            "A map takes any number of rows, and its ticks are the same for all of them",
+            "Pass inputs for which the model goes round alike",
+        )
+    return seen, twin, (_outputs(out), _outputs(out2))
+
+
+@contextmanager
+def _noted(text: str) -> Iterator[None]:
+    """An exception that passes is told where it came from."""
+    try:
+        yield
+    finally:
+        error = sys.exception()
+        if error is not None:
+            error.add_note(text)
 
 
 def _watch(model: nn.Module, part: nn.Module, inputs: Inputs) -> tuple[Recorder, Any]:

@@ -152,7 +152,7 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do what was asked for, and note it down."""
         kwargs = kwargs or {}
-        if self._open:
+        if self._open or _transformed():
             return func(*args, **kwargs)
         begun = self._begin(func, name_of(func), -1, args, kwargs)
         out = func(*args, **kwargs)
@@ -167,7 +167,7 @@ class Recorder(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._open.append(None)
         self._suspend()
-        if len(self._open) > 1:
+        if len(self._open) > 1 or _transformed():
             return
         begun = self._begin(module, type(module).__name__, len(self.calls) if module is self.block else -1, args, kwargs)
         # What a module writes into is known when it is too late.
@@ -293,6 +293,11 @@ def _writes(name: str, kwargs: dict[str, Any]) -> bool:
     return (
         plain or name == "__setitem__" or "out" in kwargs or (name.startswith("__i") and name not in ("__invert__", "__int__", "__index__"))
     )
+
+
+def _transformed() -> bool:
+    """Whether tensors are stand-ins, as under vmap: they cannot be kept."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _version(tensor: Tensor) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from attractorlab.models.recording import CONSTANT, Event, Recorder, Ref
@@ -137,9 +138,10 @@ def same(a: Any, b: Any) -> bool:
         return True
     if type(a) is not type(b):
         return False
+    if isinstance(a, np.ndarray | np.generic):
+        return bool(np.array_equal(a, b))
     if isinstance(a, float):
         return a == b or (math.isnan(a) and math.isnan(b))
-    # What is compared entry by entry, as an array is, gives no single answer; it counts as the same only if it is the same object.
     return (a == b) is True
 
 

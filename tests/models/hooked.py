@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -188,6 +189,21 @@ def as_record() -> nn.Module:
     return Carrying(Output, lambda carry: (carry.state, carry.extra))
 
 
+@dataclass
+class Attributed(OrderedDict):
+    """The same, unknown to torch."""
+
+    state: Any = None
+    extra: Any = None
+
+    def __post_init__(self) -> None:
+        self.update({"state": self.state, "extra": self.extra})
+
+
+def as_mapping() -> nn.Module:
+    return Carrying(Attributed, lambda carry: (carry["state"], carry.extra))
+
+
 class Loop(nn.Module):
     """A loop around one `Block`; the subclasses say what one turn is."""
 
@@ -299,7 +315,7 @@ class FromTheFirst(Loop):
 
 class Reembedding(Loop):
     def turn(self, z: Tensor, x: Tensor, t: int) -> Tensor:
-        return self.block(z, torch.stack([x, x]).mean(0) * torch.ones(x.shape[0], 1, dtype=x.dtype))
+        return self.block(z, np.sqrt(np.float64(2)) * torch.stack([x, x]).mean(0) * torch.ones(x.shape[0], 1, dtype=x.dtype))
 
 
 class Logging(Loop):
@@ -379,12 +395,3 @@ class Stock(nn.Module):
         for _ in range(3):
             z = self.core(z + self.attend(e, z, z, need_weights=False)[0])
         return z
-
-
-class Cast(Loop):
-    """Part of every turn runs in a lower precision."""
-
-    def turn(self, z: Tensor, x: Tensor, t: int) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            new = self.block(z, x) + F.linear(z, self.head.weight).sum(-1, keepdim=True)
-        return new.to(x.dtype)

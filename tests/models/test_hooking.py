@@ -61,6 +61,7 @@ LOOPS = {
     "a carry in a dict": Example(hooked.as_dict, "block"),
     "a carry in a named tuple": Example(hooked.as_named_tuple, "block"),
     "a carry in a dataclass": Example(hooked.as_record, "block"),
+    "a carry in a mapping with attributes": Example(hooked.as_mapping, "block"),
     "arguments by keyword": Example(hooked.ByKeyword, "block"),
     "added to": Example(hooked.Added, "block"),
     "added to in place": Example(hooked.AddedInPlace, "block"),
@@ -317,7 +318,13 @@ def test_a_part_of_the_state_that_the_last_turn_makes_for_none_is_found() -> Non
 
 
 def test_a_cast_of_the_loop_is_replayed() -> None:
-    model, x = made(Example(hooked.Cast, "block"))
+    class Cast(hooked.Loop):
+        def turn(self, z: Tensor, x: Tensor, t: int) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                new = self.block(z, x) + nn.functional.linear(z, self.head.weight).sum(-1, keepdim=True)
+            return new.to(x.dtype)
+
+    model, x = made(Example(Cast, "block"))
     f, z0 = found = al.hook(model, block="block", inputs=x)
     assert torch.equal(f(z0)["z"], found.states["z"][1]) and f(z0)["z"].dtype == torch.float32
 

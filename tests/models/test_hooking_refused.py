@@ -105,6 +105,18 @@ class Filling(Loop):
         return self.head(path[:, -1])
 
 
+class Mapped(Loop):
+    def turn(self, z: Tensor, x: Tensor, t: int) -> Tensor:
+        return self.block(torch.vmap(lambda row: 0.5 * row)(z), x)
+
+
+class Square(Loop):
+    """Takes four rows and no other number."""
+
+    def turn(self, z: Tensor, x: Tensor, t: int) -> Tensor:
+        return self.block(z + x.view(4, 4)[:, :1], x)
+
+
 class TimeFirst(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -184,6 +196,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
         {},
         r"found no loop: `__getitem__` got .*a place in a buffer, hands on the state, name it: `hook\(\.\.\., state='z'\)`",
     ),
+    "stand-ins between the calls": (Mapped, {}, r"found no loop: what the last call got comes from no earlier call"),
     "no such state": (
         hooked_solvers.Broyden,
         {"block": "f", "state": "h"},
@@ -211,6 +224,14 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
 def test_what_is_no_map_is_refused_with_what_was_seen(make: Callable[[], nn.Module], options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=f"`hook` .*{text}"):
         al.hook(make(), **{"block": "block", "inputs": X, **options})
+
+
+def test_an_exception_of_the_second_run_says_so() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        al.hook(Square(), block="block", inputs=X)
+    assert raised.value.__notes__ == [
+        "`hook` ran the model a second time, on 3 rows, to see what follows the rows. A map takes any number of rows."
+    ]
 
 
 def test_a_long_loop_is_listed_by_its_first_and_last_calls() -> None:
