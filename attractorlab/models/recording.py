@@ -5,7 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from types import TracebackType
+from types import (
+    BuiltinFunctionType,
+    FunctionType,
+    GetSetDescriptorType,
+    MethodDescriptorType,
+    MethodWrapperType,
+    TracebackType,
+    WrapperDescriptorType,
+)
 from typing import Any, NamedTuple
 
 import torch
@@ -283,9 +291,10 @@ def copied(tensor: Tensor) -> Tensor:
 
 def name_of(func: Callable[..., Any]) -> str:
     """What a function is called; for the getter of a property, what the property is called."""
-    name = getattr(func, "__name__", "") or type(func).__name__
-    owner = getattr(func, "__self__", None)
-    return str(owner.__name__) if name == "__get__" and owner is not None else str(name)
+    if isinstance(func, MethodWrapperType) and isinstance(func.__self__, GetSetDescriptorType):
+        return func.__self__.__name__
+    named = (FunctionType, BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType, MethodWrapperType)
+    return func.__name__ if isinstance(func, named) else str(func)
 
 
 def _writes(name: str, kwargs: dict[str, Any]) -> bool:

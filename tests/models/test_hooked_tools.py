@@ -101,3 +101,25 @@ def test_one_row_and_two_rows_will_do(generator: torch.Generator) -> None:
         f, z0 = al.hook(hooked.Heads(), block="block", inputs=torch.randn(rows, hooked.FEATURES))
         al.check_map(f, {name: torch.randn(leaf.shape, generator=generator) for name, leaf in z0.items()}, generator=generator)
         assert f.take([0] * 5)({"input": z0["input"][[0] * 5]})["input"].shape[0] == 5
+
+
+def test_two_turns_are_enough() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(ROWS, hooked.FEATURES)
+    for make in (hooked.ByKeyword, hooked.Added, hooked.AddedInPlace, hooked.Indexed, hooked.PostResidual, hooked.PreNorm, hooked.NoGrad):
+        model = make(2)
+        f, z0 = found = al.hook(model, block="block", inputs=x)
+        assert list(z0) == ["z"] and len(found.states["z"]) == 3
+        assert torch.equal(f.readout(f(f(z0)))["output"], model(x))
+    for h_cycles, l_cycles, tied, clock in (
+        (2, 2, False, "2 calls"),
+        (2, 2, True, "3 calls"),
+        (2, 1, False, "call"),
+        (1, 3, False, "call"),
+    ):
+        model = hooked.TwoLevels(tied, h_cycles, l_cycles)
+        f, z0 = found = al.hook(model, block="l_level", inputs=x)
+        # One cycle of the higher level is no loop of it: what it holds then drives the lower level.
+        assert f.clock == clock and len(z0) == (1 if h_cycles == 1 else 2)
+        if h_cycles > 1:
+            assert torch.equal(f.readout(f(f(z0)))["0"], model(x)[0])
