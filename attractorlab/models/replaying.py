@@ -209,10 +209,10 @@ class Pair:
             if not (a.act == b.act and a.shape == b.shape and a.writes == b.writes):
                 raise Unfit(f"`{a.name}` became `{b.name}`, or has other arguments")
             leaves = tuple(self._leaf(x, y, a.name, places, entries) for x, y in zip(a.leaves, b.leaves, strict=True))
-            later = {ref for k in events[0][n + 1 :] for ref in self.one.events[k].refs if ref.event < events[0][n]} | {
-                x for x, _ in results.values()
-            }
-            apart = tuple(at for at in a.writes if not any(self._alias(ref, a.leaves[at], events[0][n]) for ref in later))
+            apart: tuple[int, ...] = ()
+            if a.writes:
+                later = {ref for k in events[0][n + 1 :] for ref in self.one.events[k].refs} | {x for x, _ in results.values()}
+                apart = tuple(at for at in a.writes if not any(self._alias(ref, a.leaves[at], events[0][n]) for ref in later))
             if any(isinstance(leaves[at], Weight | Table) for at in a.writes if at not in apart):
                 raise Unfit(f"`{a.name}` writes into a weight or a constant")
             steps.append(Step(a.act, a.shape, leaves, a.outputs, a.writes, apart, a.autocast))
