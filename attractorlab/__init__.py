@@ -15,6 +15,8 @@ _WHERE = {
         "ScalingGrid Spectrum State Trajectory"
     ),
     "attractorlab.maps": "LatentMap repeat_rows strobe",
+    "attractorlab.models.cells": "from_cell",
+    "attractorlab.models.hooking": "from_function hook",
     "attractorlab.testing": "check_map",
     "attractorlab.dynamics.recorder": "every log_spaced only_last trace",
     "attractorlab.dynamics.orbits": "settle",

@@ -1,9 +1,11 @@
 """Models: each makes a LatentMap from instances."""
 
 from attractorlab.models.base import AbstractReasoner
+from attractorlab.models.cells import from_cell
 from attractorlab.models.checkpoints import ALIASES, convert, describe, find, load, load_feedforward, names, save
 from attractorlab.models.eqr import EqR, EqRConfig
 from attractorlab.models.feedforward import FeedForward, FeedForwardConfig, untied
+from attractorlab.models.hooking import Hooked, from_function, hook
 from attractorlab.models.hrm import HRM, HRMConfig
 from attractorlab.models.official import Given
 from attractorlab.models.recursion import AbstractRecursion, AbstractShape
@@ -24,10 +26,14 @@ __all__ = [
     "FeedForwardConfig",
     "Given",
     "HRMConfig",
+    "Hooked",
     "TRMConfig",
     "convert",
     "describe",
     "find",
+    "from_cell",
+    "from_function",
+    "hook",
     "load",
     "load_feedforward",
     "names",

@@ -98,7 +98,8 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().to("cpu", torch.float64).contiguous().numpy().tobytes())
+        real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+        digest.update(real.detach().to("cpu", torch.float64).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -30,7 +30,9 @@ def path(tmp_path):
 def rewrite(path, tensors=None, **metadata):
     """The same file with other tensors or metadata; a value of None leaves the key out."""
     about = {**describe(path), **metadata}
-    save_file(load_file(path) if tensors is None else tensors, path, metadata={key: value for key, value in about.items() if value is not None})
+    save_file(
+        load_file(path) if tensors is None else tensors, path, metadata={key: value for key, value in about.items() if value is not None}
+    )
 
 
 def test_a_model_is_read_as_it_was_written(path):
@@ -119,7 +121,9 @@ def test_other_formats_are_refused_and_not_executed(tmp_path):
 
 def test_a_safetensors_file_of_somebody_else_is_refused(tmp_path, path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "theirs.safetensors")
-    with pytest.raises(CheckpointError, match=r"is a safetensors file of format 'unknown'. A model file says format 'attractorlab-model-1'"):
+    with pytest.raises(
+        CheckpointError, match=r"is a safetensors file of format 'unknown'. A model file says format 'attractorlab-model-1'"
+    ):
         load(tmp_path / "theirs.safetensors")
     rewrite(path, format="attractorlab-model-9")
     with pytest.raises(CheckpointError, match=r"of format 'attractorlab-model-9'.*Use a file written by `attractorlab train`"):
@@ -136,7 +140,9 @@ def test_other_shapes_names_and_dtypes_are_refused_by_name(path):
     }
     for wrong, given in spoiled.items():
         rewrite(path, given)
-        with pytest.raises(CheckpointError, match=rf"other tensors than its configuration asks for: {wrong}\. Names, shapes and dtypes must match"):
+        with pytest.raises(
+            CheckpointError, match=rf"other tensors than its configuration asks for: {wrong}\. Names, shapes and dtypes must match"
+        ):
             load(path)
 
 
@@ -172,7 +178,9 @@ def test_unknown_and_missing_keys_of_the_configuration_are_refused(path):
     config = json.loads(describe(path)["config"])
     del config["heads"]
     rewrite(path, config=json.dumps({**config, "colour": "red"}))
-    with pytest.raises(CheckpointError, match=r"differs in the keys \['colour', 'heads'\].*Use the version of attractorlab that wrote the file"):
+    with pytest.raises(
+        CheckpointError, match=r"differs in the keys \['colour', 'heads'\].*Use the version of attractorlab that wrote the file"
+    ):
         load(path)
 
 
