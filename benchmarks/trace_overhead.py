@@ -2,7 +2,7 @@
 
 The bare loop is what a user would write by hand: under `no_grad` it applies the map and the readout at every tick, computes the relative residual over all
 leaves, and keeps the readouts and residuals. A tapped trace records every call of every MLP and every rewriting of both leaves, and all states, at every tick; it is
-compared with the bare loop plus the time to copy as many bytes into fresh memory. Times are CPU seconds of this process: run it with OMP_NUM_THREADS=1, and what else the
+compared with the bare loop plus the time to copy as many bytes into fresh memory. Times are CPU seconds of this process on one thread, so that what else the
 machine does counts little. Ratios are of one round, medians over the rounds; the order of a round is turned at every other one.
 """
 
@@ -23,6 +23,7 @@ FEW, MANY_ROUNDS = 48, 11
 
 def main() -> None:
     """Measure in turn, several rounds, and print medians of the ratios of one round."""
+    torch.set_num_threads(1)
     found = overhead("eqr-sudoku-6") | overhead("eqr-sudoku-4") | savings()
     print(json.dumps(found | {"rounds": [MANY_ROUNDS, ROUNDS], "threads": torch.get_num_threads()}, indent=1))
 
