@@ -54,8 +54,8 @@ def trajectories(projections: Sequence[Projection], outcome: Sequence[str]) -> g
             fig.update_yaxes(title=up, showgrid=False, showticklabels=_linear(one), row=row, col=col)
             if _linear(one):  # Distances can be read, so both axes have one scale.
                 fig.update_yaxes(scaleanchor=fig.get_subplot(row, col).yaxis.anchor, row=row, col=col)
-    bar = dict(title=dict(text=f"tick<br>({plain(shown[0].clock)})"), len=0.46, y=1, yanchor="top", thickness=12, outlinewidth=0)
-    fig.update_layout(meta=dict(width=430 * k), coloraxis=dict(colorscale=shade(9), cmin=0, cmax=max(last, 1), colorbar=bar))
+    bar = dict(title=dict(text="tick"), len=0.46, y=1, yanchor="top", thickness=12, outlinewidth=0)
+    fig.update_layout(meta=dict(width=390 * k), coloraxis=dict(colorscale=shade(9), cmin=0, cmax=max(last, 1), colorbar=bar))
     facts = [source(shown[0].origin.model, shown[0].origin.dtype), f"n = {counted(len(rows), 'row')}", f"clock: {plain(shown[0].clock)}"]
     facts += [f"{len(chosen)} trajectories drawn" if len(chosen) < len(rows) else "", "open circle: start, star: end"]
     return finish(fig, title=title, facts=facts, height=820)
