@@ -87,8 +87,8 @@ class LatentMap:
     model: nn.Module | None = None
 
     def __call__(self, z: State) -> State:
-        """One tick from `z`."""
-        return self.rule(z, self.drive)
+        """One tick from `z`, its leaves in the order of those of `z`."""
+        return _in_order(self.rule(z, self.drive), z)
 
     @property
     def driven(self) -> bool:
@@ -137,7 +137,7 @@ class LatentMap:
             # The primal must be contiguous: jvp refuses expanded tensors.
             primal = {name: leaf.detach().contiguous() for name, leaf in z.items()}
             pushed = torch.func.jvp(lambda s: dict(self.rule(s, self.drive)), (primal,), ({name: v[name] for name in primal},))[1]
-        return {name: leaf.detach() for name, leaf in pushed.items()}
+        return {name: leaf.detach() for name, leaf in _in_order(pushed, z).items()}
 
     def vjp(self, z: State, u: State) -> State:
         """The transposed Jacobian at `z` times `u`, row by row, in reverse mode."""
@@ -175,6 +175,11 @@ class LatentMap:
         self.coordinates(z)
         with torch.no_grad():
             return relative(trees.norm(trees.sub(self(z), z)), z)
+
+
+def _in_order(out: State, z: State) -> State:
+    """`out` in the order of `z`, if it has its leaves: a rule may build its mapping in any order, and flat vectors follow that of the state."""
+    return out if list(out) == list(z) or set(out) != set(z) else {name: out[name] for name in z}
 
 
 def relative(length: Float[Tensor, " row"], z: State, *, norm: Float[Tensor, " row"] | None = None) -> Float[Tensor, " row"]:

@@ -9,8 +9,8 @@ from torch import Tensor
 from attractorlab import trees
 from attractorlab.dynamics.krylov import check_dtype, dtype_of
 from attractorlab.dynamics.newton import by_newton_krylov
-from attractorlab.dynamics.orbits import check_tol, settle
-from attractorlab.dynamics.searching import Found, Solver
+from attractorlab.dynamics.orbits import check_tol
+from attractorlab.dynamics.searching import Found, Search, Solver, run_in_chunks
 from attractorlab.maps import LatentMap, relative
 from attractorlab.types import FixedPointSet, State
 
@@ -67,15 +67,22 @@ def find_fixed_points(f: LatentMap, z: State, *, method: Solver = by_newton_kryl
 
 
 def by_iteration(f: LatentMap, z: State, *, tol: float, max_steps: int) -> Found:
-    """Plain iteration of the map: finds what attracts, and takes no Newton step, so `error` is NaN."""
-    rest = settle(f, z, tol=tol, max_ticks=max_steps, window=1)
-    return Found(
-        states=rest.states,
-        residual=rest.residual,
-        error=torch.full_like(rest.residual, torch.nan),
-        result=rest.result,
-        steps=torch.where(rest.tick >= 0, rest.tick, max_steps),
-    )
+    """Plain iteration of the map: finds what attracts, and takes no Newton step, so `error` is NaN. One tick below `tol` is enough; `settle` asks for three."""
+    return run_in_chunks(f, z, _Ticks, vectors=3, tol=tol, max_steps=max_steps)
+
+
+class _Ticks:
+    errs = False
+
+    def __init__(self, search: Search, x: Tensor, tol: float) -> None:
+        self.search = search
+
+    def keep(self, stay: Tensor) -> None:
+        pass
+
+    def step(self, x: Tensor, r: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        new = self.search.round(x + r)
+        return new, self.search.residual(new, rows)
 
 
 class Distinct(NamedTuple):
@@ -111,6 +118,7 @@ def distinct(points: FixedPointSet, *, tol: float | None = None) -> Distinct:
     """
     good = points.converged
     reach = 10 * points.error if tol is None else torch.full_like(points.error, tol)
+    reach = torch.where(reach.isinf(), 0, reach)  # nobody knows how far the true point is: only near-equal points are held to be one
     if bool(reach[good].isnan().any()):
         raise ValueError(
             f"`distinct` got {int(reach[good].isnan().sum())} points without an error estimate. Without one it cannot tell which points are the same. "

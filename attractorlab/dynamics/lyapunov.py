@@ -13,6 +13,8 @@ from attractorlab.dynamics.orbits import DIVERGED
 from attractorlab.maps import LatentMap
 from attractorlab.types import LyapunovEstimate, Result, State
 
+FEWEST = 4  # batches that a standard error is read from
+
 
 def lyapunov_exponents(f: LatentMap, z: State, *, k: int, ticks: int, transient: int = 0, by_update: bool = False) -> LyapunovEstimate:
     """The `k` leading finite-time Lyapunov exponents along the orbit from each row of `z`, in nats per tick.
@@ -78,14 +80,17 @@ def lyapunov_exponents(f: LatentMap, z: State, *, k: int, ticks: int, transient:
 
 
 def batch_error(values: Float[Tensor, "time ..."]) -> Float[Tensor, "..."]:
-    """The standard error of the mean over time from √n batches of neighbouring values, whose correlation it so keeps; NaN below 4 values.
+    """The standard error of the mean over time from √n batches of neighbouring values, whose correlation it so keeps; NaN below 16 values.
+
+    From few batches it is itself uncertain: of intervals of ±1.96 such errors around the mean of independent values, 81 % cover the truth at 16
+    values, 88 % at 64 and 93 % at 400.
 
     Example:
-        >>> batch_error(torch.tensor([1.0, 1.0, 3.0, 3.0])).item()
-        1.0
+        >>> batch_error(torch.tensor([1.0, 3.0]).repeat_interleave(4).repeat(2)).item()
+        0.57735...
     """
     batches = math.isqrt(len(values))
-    if batches < 2:
+    if batches < FEWEST:
         return torch.full_like(values[0], torch.nan)
     size = len(values) // batches
     means = values[len(values) - batches * size :].unflatten(0, (batches, size)).mean(1)  # the earliest values are left out, if any

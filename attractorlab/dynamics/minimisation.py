@@ -98,16 +98,18 @@ def _cgls(forward: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor],
     s = back(rest)
     along, gamma = s.clone(), s.square().sum(1)
     first, mu = gamma.clone(), torch.zeros_like(gamma)
+    going = torch.ones_like(gamma, dtype=torch.bool)  # each row stops by itself, so that none depends on its neighbours
     for k in range(GMRES_CAP):
         image = forward(along)
         length = along.square().sum(1).clamp(min=1e-300)
         if k == 0:
             mu = damping * image.square().sum(1) / length
-        step = gamma / (image.square().sum(1) + mu * length).clamp(min=1e-300)
+        step = going * gamma / (image.square().sum(1) + mu * length).clamp(min=1e-300)
         d, rest = d + step[:, None] * along, rest - step[:, None] * image
         s = back(rest) - mu[:, None] * d
         new = s.square().sum(1)
-        if bool((new <= ERROR_FORCING**2 * 1e-4 * first).all()):
+        going = going & (new > ERROR_FORCING**2 * 1e-4 * first)
+        if not bool(going.any()):
             break
         along = s + (new / gamma.clamp(min=1e-300))[:, None] * along
         gamma = new

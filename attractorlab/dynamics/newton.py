@@ -36,7 +36,7 @@ class _Newton:
         self.forcing = self.forcing[stay]
 
     def step(self, x: Tensor, r: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        d = self.search.newton_step(x, r, rows, self.forcing)
+        d, _ = self.search.newton_step(x, r, rows, self.forcing)
         broken = ~torch.isfinite(d).all(1)
         new, new_r = _search_line(self.search, x, r, torch.where(broken[:, None], 0, d), rows, self.forcing)
         new_r[broken] = torch.nan  # the map is finite here and its Jacobian is not

@@ -18,6 +18,7 @@ LANCZOS = 60  # products with Jᵏ and its transpose that a singular value may t
 SIGMA_TOL = {torch.float64: 1e-8, torch.float32: 1e-4}  # of the singular value, for ‖(JᵀJ)v − σ²v‖ relative to σ²
 ANGLES, RADII = 48, 24  # of the grids on which the numerical radius and the resolvent are first looked at
 FARTHEST = 4.0  # times ‖J‖ and 1: beyond it (|z| − 1)‖(zI − J)⁻¹‖ only falls towards 1
+CLIMBS = 4  # points of a grid from which a climb begins
 SHRINKING, HALVINGS = 0.5, 30  # of the steps that climb from the best point of a grid
 
 
@@ -100,21 +101,29 @@ def numerical_radius(matrix: Complex[Tensor, "point m m"]) -> Float[Tensor, " po
 
     n = len(matrix)
     grid = torch.arange(ANGLES, dtype=torch.float64).mul(2 * math.pi / ANGLES).expand(n, -1)
-    height, at = reach(grid).max(1)
-    return _climb(lambda p: reach(p[:, :, 0]), grid.gather(1, at[:, None]), height, step=torch.full((n, 1), 2 * math.pi / ANGLES, dtype=torch.float64))
+    heights = reach(grid)
+    # It is at least the largest modulus of an eigenvalue; and a peak narrower than the grid may hide beside any of its higher points.
+    best = torch.linalg.eigvals(matrix).abs().amax(1)
+    top, where = heights.topk(CLIMBS, dim=1)
+    for height, at in zip(top.T, where.T, strict=True):
+        step = torch.full((n, 1), 2 * math.pi / ANGLES, dtype=torch.float64)
+        best = torch.maximum(best, _climb(lambda p: reach(p[:, :, 0]), grid.gather(1, at[:, None]), height, step=step))
+    return best
 
 
-def kreiss(matrix: Complex[Tensor, "point m m"]) -> Float[Tensor, " point"]:
-    """A lower bound of the Kreiss constant, sup of (|z| − 1)‖(zI − A)⁻¹‖₂ over |z| > 1: the best of a grid and a climb from there.
+def kreiss(matrix: Complex[Tensor, "point longer m"]) -> Float[Tensor, " point"]:
+    """A lower bound of the Kreiss constant, sup of (|z| − 1)‖(zI − A)⁻¹‖₂ over |z| > 1: the best of a grid, and of climbs from it and from beside the eigenvalues.
 
-    It is 1 or more, and infinite (NaN here) where an eigenvalue lies outside the unit circle; max‖Aᵏ‖ lies between it and e·m times it.
+    A square matrix with an eigenvalue outside the unit circle has no such constant: NaN. A longer one is the projection of a larger matrix on a Krylov
+    space, with the rows below its square part; the bound is then one of the larger matrix. max‖Aᵏ‖ lies between the true constant and e·m times it.
 
     References:
-        Kreiss (1962); Spijker (1991), for the constant e·m.
+        Kreiss (1962); Spijker (1991), for the constant e·m; Toh and Trefethen (1996), for resolvents from a Krylov space.
     """
-    n, m = matrix.shape[:2]
-    eye = torch.eye(m, dtype=matrix.dtype, device=matrix.device)
+    n, longer, m = matrix.shape
+    eye = torch.eye(longer, m, dtype=matrix.dtype, device=matrix.device)
     top = torch.linalg.matrix_norm(matrix, 2).clamp(min=1.0)
+    values = torch.linalg.eigvals(matrix[:, :m])
 
     def height(points: Float[Tensor, "point probe 2"]) -> Float[Tensor, "point probe"]:
         # The first coordinate is log(|z| − 1), the second the angle.
@@ -129,10 +138,17 @@ def kreiss(matrix: Complex[Tensor, "point m m"]) -> Float[Tensor, " point"]:
     angle = torch.arange(ANGLES, dtype=torch.float64) * (2 * math.pi / ANGLES)
     grid = torch.stack([depth.repeat_interleave(ANGLES, dim=1), angle.repeat(RADII).expand(n, -1)], dim=2)
     heights = torch.cat([height(part) for part in grid.split(ANGLES, dim=1)], dim=1)
-    best, at = heights.max(1)
-    step = torch.stack([(high - low) / RADII, torch.full_like(high, 2 * math.pi / ANGLES)], dim=1)
-    found = _climb(height, grid[torch.arange(n), at], best, step=step).clamp(min=1.0)
-    return torch.where(torch.linalg.eigvals(matrix).abs().amax(1) < 1, found, torch.nan)
+    # As far outside the circle as an eigenvalue is inside it: where slow modes have their peak, however narrow.
+    inside = (1 - values.abs()).abs().clamp(min=1e-8).log()
+    seeds = torch.stack([torch.minimum(inside, high[:, None]), values.angle()], dim=2)
+    points, heights = torch.cat([grid, seeds], dim=1), torch.cat([heights, torch.cat([height(part) for part in seeds.split(ANGLES, dim=1)], dim=1)], dim=1)
+    best = torch.ones(n, dtype=torch.float64)
+    peaks, where = heights.topk(min(CLIMBS, heights.shape[1]), dim=1)
+    for peak, at in zip(peaks.T, where.T, strict=True):
+        step = torch.stack([(high - low) / RADII, torch.full_like(high, 2 * math.pi / ANGLES)], dim=1)
+        best = torch.maximum(best, _climb(height, points[torch.arange(n), at], peak, step=step))
+    has_one = values.abs().amax(1) <= 1 + 1e-12 if longer == m else torch.ones(n, dtype=torch.bool)
+    return torch.where(has_one, best, torch.nan)
 
 
 def _climb(height: Callable[[Tensor], Tensor], at: Float[Tensor, "point coordinate"], best: Float[Tensor, " point"], *, step: Tensor) -> Float[Tensor, " point"]:
@@ -161,7 +177,8 @@ def _dense(f: LatentMap, z: State, ticks: int, direction: State | None) -> NonNo
     powers, growth = torch.eye(dim, dtype=torch.float64).expand_as(safe), [torch.ones(len(rows), dtype=torch.float64)]
     for _ in range(ticks):
         powers = safe @ powers
-        growth.append(torch.linalg.matrix_norm(powers, 2))
+        whole = powers.flatten(1).isfinite().all(1)  # a power may be too large for a number
+        growth.append(torch.where(whole, torch.linalg.matrix_norm(torch.where(whole[:, None, None], powers, 0), 2), torch.inf))
     values = torch.linalg.eigvals(safe)
     henrici = (safe.square().sum((1, 2)) - values.abs().square().sum(1)).clamp(min=0).sqrt()
     complex_ = safe.to(torch.complex128)
@@ -191,10 +208,10 @@ def _free(f: LatentMap, z: State, ticks: int, direction: State | None) -> NonNor
     space = Krylov(forward, random_vectors(2, trees.size(z), seed=4).to(next(iter(z.values())).device).expand(len(rows), -1, -1), cap=SPACE, noise=NOISE[dtype_of(z)])
     for _ in range(SPACE):
         space.step()
-    h = space.h[:, :SPACE].cpu()
+    h = space.h.cpu()
     finite = h.flatten(1).isfinite().all(1)
     small = torch.where(finite[:, None, None], h, 0).to(torch.complex128)
-    fields = {"numerical_radius": numerical_radius(small), "kreiss": kreiss(small), "henrici": torch.full((len(rows),), torch.nan, dtype=torch.float64)}
+    fields = {"numerical_radius": numerical_radius(small[:, :SPACE]), "kreiss": kreiss(small), "henrici": torch.full((len(rows),), torch.nan, dtype=torch.float64)}
     return NonNormality(
         sigma_max=growth[1],
         defect=defect,
@@ -245,5 +262,5 @@ def _norm_of_power(forward: Product, back: Product, z: State, k: int, tol: float
 def _gain(jacobian: Jacobian, direction: State | None, rows: Tensor) -> Float[Tensor, " point"]:
     if direction is None:
         return torch.full((len(rows),), torch.nan, dtype=torch.float64)
-    d = trees.flatten(direction).to(torch.float64)
+    d = trees.flatten({name: direction[name] for name in jacobian.z}).to(torch.float64)
     return (torch.linalg.vector_norm(jacobian(d, rows), dim=1) / torch.linalg.vector_norm(d, dim=1)).cpu()

@@ -15,7 +15,7 @@ from attractorlab.maps import LatentMap, relative
 from attractorlab.types import Result, State
 
 GMRES_CAP = 60  # products that one linear solve may take
-ERROR_FORCING = 1e-2  # the error estimate is good to two digits
+ERROR_FORCING, UNSOLVED = 1e-2, 0.1  # the error estimate is good to two digits, and is none where so much of the equations is left unsolved
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +59,10 @@ class Search:
         """Products with J, or its transpose, at each row of `x`."""
         return Jacobian(self.f.take(rows), self.state(x), transposed=transposed).at(torch.arange(len(rows)))
 
-    def newton_step(self, x: Tensor, r: Tensor, rows: Tensor, forcing: Tensor) -> Float[Tensor, "row dim"]:
-        """d with (J − I) d = −r, to a relative residual of `forcing`."""
+    def newton_step(self, x: Tensor, r: Tensor, rows: Tensor, forcing: Tensor) -> tuple[Float[Tensor, "row dim"], Float[Tensor, " row"]]:
+        """d with (J − I) d = −r, to a relative residual of `forcing`, and the relative residual that was reached."""
         product = self.jacobian(x, rows)
-        return gmres(lambda v, at: product(v, at) - v, -r, tol=forcing, cap=GMRES_CAP, noise=NOISE[self.dtype])[0]
+        return gmres(lambda v, at: product(v, at) - v, -r, tol=forcing, cap=GMRES_CAP, noise=NOISE[self.dtype])
 
 
 class Steps(Protocol):
@@ -129,8 +129,10 @@ def _finish(search: Search, best: Tensor, best_r: Tensor, result: Tensor, steps:
     finite = torch.isfinite(best_r).all(1).cpu().nonzero().squeeze(1)
     if errs and len(finite):
         forcing = torch.full_like(best[finite, 0], ERROR_FORCING)
-        d = search.newton_step(best[finite], best_r[finite], finite, forcing)
-        error[finite] = relative_length(d, best[finite])
+        d, left = search.newton_step(best[finite], best_r[finite], finite, forcing)
+        # A step whose equations were not solved is shorter than the true one by nobody knows how much.
+        known = (left <= UNSOLVED) | (norm(best_r[finite]) == 0)
+        error[finite] = torch.where(known, relative_length(d, best[finite]), torch.inf)
     kind = torch.float32 if search.dtype in (torch.float16, torch.bfloat16) else search.dtype
     return Found(search.state(best), relative_length(best_r, best).to(kind), error.to(kind), result, steps)
 

@@ -54,10 +54,10 @@ class FeedForward(nn.Module):
         cos, sin = tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.register_buffer("H_init", torch.empty(config.width))
-        self.register_buffer("L_init", torch.empty(config.width))
+        self.register_buffer("H_init", torch.empty(config.width, dtype=torch.float32))
+        self.register_buffer("L_init", torch.empty(config.width, dtype=torch.float32))
         if config.prefix:
-            self.register_buffer("prefix", torch.zeros(config.prefix, config.width))
+            self.register_buffer("prefix", torch.zeros(config.prefix, config.width, dtype=torch.float32))
         for module in self.modules():
             if isinstance(module, (Linear, Embedding)):
                 module.draw(generator)

@@ -23,7 +23,7 @@ class Linear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=torch.float32))
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw the weights anew, with standard deviation 1/√inputs."""
@@ -38,7 +38,7 @@ class Embedding(nn.Module):
 
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
-        self.embedding_weight = nn.Parameter(torch.empty(tokens, width))
+        self.embedding_weight = nn.Parameter(torch.empty(tokens, width, dtype=torch.float32))
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw the vectors anew, with standard deviation 1/√width."""

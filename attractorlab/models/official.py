@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from attractorlab.models.eqr import EqRConfig
 from attractorlab.models.hrm import HRMConfig
 from attractorlab.models.layers import inner_width
+from attractorlab.models.plain_yaml import read_yaml
 from attractorlab.models.trm import TRMConfig
 from attractorlab.models.unpickling import Archive, CheckpointError, mapping_of, read_archive, tensor_of
 
@@ -196,7 +196,7 @@ def _weights(archive: Archive, top: Mapping[str, Any]) -> tuple[dict[str, Tensor
             "A file of EqR, TRM or HRM has embed_tokens.embedding_weight and L_level.layers.0. Give such a file."
         )
     if container is None or top.get("ema") is None:
-        return tensors, False
+        return _floats(archive.path, tensors), False
     shadow = _named(archive, mapping_of((mapping_of(top["ema"]) or {}).get("shadow")) or {})
     parameters = tensors.keys() - set(BUFFERS)
     if shadow.keys() - tensors.keys() or parameters - shadow.keys():
@@ -204,7 +204,7 @@ def _weights(archive: Archive, top: Mapping[str, Any]) -> tuple[dict[str, Tensor
             f"{archive.path} averages other weights than it has: {_listed(sorted(shadow.keys() ^ parameters))}. Every weight has its average. "
             "Give the file as the trainer wrote it."
         )
-    return tensors | shadow, True
+    return _floats(archive.path, tensors | shadow), True
 
 
 def _named(archive: Archive, holds: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -215,8 +215,17 @@ def _named(archive: Archive, holds: Mapping[str, Any]) -> dict[str, Tensor]:
             continue
         if name in found:
             raise CheckpointError(f"{archive.path} has {name} twice, the second time as {key}. A tensor has one name. Give the file as the trainer wrote it.")
-        found[name] = tensor.to(torch.float32)
+        found[name] = tensor
     return found
+
+
+def _floats(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in float32, where they are numbers of that kind."""
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.dtype.is_floating_point or tensor.is_quantized:
+            kind = f"{str(tensor.dtype).removeprefix('torch.')}, {str(tensor.layout).removeprefix('torch.')} on {tensor.device}"
+            raise CheckpointError(f"{path} has {name} as {kind}. Weights are dense floating-point numbers. Save the model before it was quantised, made sparse or moved.")
+    return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
 
 
 def _configuration(path: Path, top: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -226,12 +235,7 @@ def _configuration(path: Path, top: Mapping[str, Any]) -> Mapping[str, Any]:
         return own
     for folder in (path.parent, path.absolute().parent.parent):
         if (folder / CONFIG).is_file():
-            try:
-                found = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-                raise CheckpointError(
-                    f"{folder / CONFIG} cannot be read ({str(error).splitlines()[0]}). It is the YAML file that the trainer wrote. Copy it again, or take it away and pass what is asked for."
-                ) from None
+            found = read_yaml(folder / CONFIG)
             if not isinstance(found, dict) or not isinstance(found.get("arch"), dict):
                 raise CheckpointError(f"{folder / CONFIG} has no section `arch`. The trainer writes the model's shape there. Copy it again, or take it away and pass what is asked for.")
             return found
@@ -292,7 +296,7 @@ def _config(facts: _Facts, tensors: Mapping[str, Tensor], top: Mapping[str, Any]
 def _kind(facts: _Facts, two_stacks: bool, container: bool) -> str:
     told = None
     if facts.arch.get("name") is not None:
-        module = str(facts.arch["name"]).partition("@")[0].rpartition(".")[2]
+        module = str(facts.told("name", str)).partition("@")[0].rpartition(".")[2]
         if module not in MODULES:
             raise CheckpointError(
                 f"The configuration of {facts.path} names the model {facts.arch['name']!r}. {', '.join(sorted(set(MODULES)))} are read; variants compute another map. "

@@ -15,6 +15,7 @@ from attractorlab.models.layers import Block, Embedding, Linear, Stack, rotary_t
 from attractorlab.types import Drive, Instance, State
 
 CHOICES = {"mixer": ("mlp", "attention"), "positions": ("rotary", "none"), "start": ("random", "fixed")}
+MOST = {"H_cycles": 10_000, "L_cycles": 10_000, "width": 2**16, "sites": 2**16, "prefix": 2**16, "vocabulary": 2**20, "blocks": 1000, "H_blocks": 1000, "L_blocks": 1000, "heads": 2**16}
 COUNTS = ("sites", "vocabulary", "width", "blocks", "H_blocks", "L_blocks", "heads", "H_cycles", "L_cycles")
 NUMBERS = {"expansion": 64.0, "start_scale": 1e6, "rotary_base": 1e12}
 
@@ -61,9 +62,9 @@ class AbstractShape:
                     f"`{kind}` got {name}={values[name]!r}. It is one of {', '.join(CHOICES[name])}. Use {name}={CHOICES[name][0]!r}."
                 )
         for name in (*(name for name in COUNTS if name in values), "prefix"):
-            count, least = values[name], int(name != "prefix")
-            if not isinstance(count, int) or isinstance(count, bool) or count < least:
-                raise ValueError(f"`{kind}` got {name}={count!r}. It is a whole number of {least} or more. Use {name}=2.")
+            count, least, most = values[name], int(name != "prefix"), MOST[name]
+            if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= most:
+                raise ValueError(f"`{kind}` got {name}={count!r}. It is a whole number from {least} to {most:,}. Use {name}=2.")
         for name, top in NUMBERS.items():
             number = values[name]
             if not isinstance(number, (int, float)) or not 0 < number <= top:
@@ -96,14 +97,14 @@ class AbstractRecursion(AbstractReasoner):
         self.config = config
         self.embed_tokens = Embedding(config.vocabulary, config.width)
         self.lm_head = Linear(config.width, config.vocabulary)
-        self.q_head = nn.Linear(config.width, 2)
+        self.q_head = nn.Linear(config.width, 2, dtype=torch.float32)
         cos, sin = tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.register_buffer("H_init", torch.empty(config.width))
-        self.register_buffer("L_init", torch.empty(config.width))
+        self.register_buffer("H_init", torch.empty(config.width, dtype=torch.float32))
+        self.register_buffer("L_init", torch.empty(config.width, dtype=torch.float32))
         if config.prefix:  # zero before training, as published
-            self.register_buffer("prefix", torch.zeros(config.prefix, config.width))
+            self.register_buffer("prefix", torch.zeros(config.prefix, config.width, dtype=torch.float32))
 
     @abstractmethod
     def update_L(self, h: Float[Tensor, "row token width"], injection: Tensor) -> Float[Tensor, "row token width"]:
@@ -141,7 +142,7 @@ class AbstractRecursion(AbstractReasoner):
         float32 and float64 models share their starts, and the first rows of a larger draw are a smaller draw.
         """
         x = drive["x"]
-        draw = torch.empty(x.shape[0], 2, *x.shape[1:], device=generator.device)
+        draw = torch.empty(x.shape[0], 2, *x.shape[1:], device=generator.device, dtype=torch.float32)
         truncated_normal_(draw, scale, generator)
         draw = draw.to(x)
         return {"z_H": draw[:, 0].contiguous(), "z_L": draw[:, 1].contiguous()}

@@ -16,6 +16,7 @@ import torch
 
 from attractorlab.errors import BadData
 
+DEEPEST = 100  # nesting of values; training files have a dozen
 ZIP = b"PK\x03\x04"
 REBUILT = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v3")
 WRAPPED = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
@@ -128,6 +129,7 @@ def read_archive(path: Path) -> Archive:
         CheckpointError: If the file is truncated, damaged, or not written by torch.save.
     """
     check_archive(path)
+    _check_pickle(path)
     try:
         with open(path, "rb") as file, warnings.catch_warnings():  # given a path, torch goes by its ending
             warnings.simplefilter("ignore", UserWarning)  # of pickle protocols that it may not know: the other reader knows them
@@ -164,11 +166,31 @@ def read_as_data(path: Path) -> Archive:
     return Archive(path, holds, {name.removeprefix("data/"): content for name, content in records.items() if name.startswith("data/")})
 
 
+def _check_pickle(path: Path) -> None:
+    """Raise a CheckpointError if reading the pickle of the archive could take forever; torch's reader, which goes first, would not notice."""
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.filename.endswith("data.pkl"):
+                try:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", DeprecationWarning)
+                        _check_opcodes(archive.read(info))
+                except MALFORMED as error:
+                    raise CheckpointError(
+                        f"{path} holds a pickle that cannot be read as data ({_said(error)}). A checkpoint is made of containers, numbers, text and tensors. "
+                        "Save its state dict alone: torch.save(model.state_dict(), path)."
+                    ) from None
+
+
 def check_archive(path: Path) -> None:
     """Raise a CheckpointError unless `path` is a whole zip file whose records are stored as they are, as torch.save stores them."""
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = next((info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED), None) or archive.testzip()
+            infos = archive.infolist()
+            broken = next((info.filename for info in infos if info.compress_type != zipfile.ZIP_STORED), None)
+            if not broken and (len({info.filename for info in infos}) < len(infos) or sum(info.file_size for info in infos) > path.stat().st_size):
+                raise zipfile.BadZipFile("records overlap, or share a name")
+            broken = broken or archive.testzip()
     except (zipfile.BadZipFile, OSError, *MALFORMED) as error:
         raise CheckpointError(
             f"{path} begins like a file of torch.save and cannot be read to its end ({_said(error)}). Such a file is a whole zip archive. "
@@ -187,6 +209,10 @@ def tensor_of(archive: Archive, record: Any) -> torch.Tensor | None:
         CheckpointError: If the record contradicts itself or the bytes that the file holds.
     """
     if isinstance(record, torch.Tensor):
+        if record.layout == torch.strided and record.device.type == "cpu" and record.numel() * record.element_size() > record.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{archive.path} describes a tensor of {record.numel()} numbers that holds fewer. Size, stride and offset lie within the stored numbers. Copy or fetch the file again."
+            )
         return record
     for _ in range(2):  # a parameter wraps a tensor
         if isinstance(record, Placeholder) and record.name in WRAPPED and record.args:
@@ -230,13 +256,58 @@ def mapping_of(value: Any) -> Mapping[str, Any] | None:
     return mapping_of(value.state) if isinstance(value.state, dict) else None
 
 
+class _Seen(NamedTuple):
+    """What is known of a value on the pickle's stack: whether its hash goes through all that it holds, and how deep it is nested."""
+
+    hashed_through: bool
+    depth: int
+
+
 def _check_opcodes(stream: bytes) -> None:
-    """Refuse what a reader would pay for before it notices: lengths beyond the stream, memo slots without end, registered extensions."""
+    """Follow the stream without making anything, and refuse what a reader would pay for before it notices.
+
+    That is lengths and memo slots beyond the stream, registered extensions, values nested without end, and tuples as keys, whose hash may take forever.
+    """
+    stack: list[_Seen | None] = []  # None is a mark
+    memo: dict[int, _Seen | None] = {}
     for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name.startswith("EXT"):
+        name, slot = opcode.name, int(argument) if isinstance(argument, int) else 0
+        if name.startswith("EXT"):
             raise pickle.UnpicklingError("an extension code")
-        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(stream):
-            raise pickle.UnpicklingError("a memo slot beyond the end of the stream")
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            if slot > len(stream):
+                raise pickle.UnpicklingError("a memo slot beyond the end of the stream")
+            memo[len(memo) if name == "MEMOIZE" else slot] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[slot])
+        elif name == "MARK":
+            stack.append(None)
+        elif name == "DUP":
+            stack.append(stack[-1])
+        else:
+            _one_opcode(opcode, stack)
+
+
+def _one_opcode(opcode: pickletools.OpcodeInfo, stack: list[_Seen | None]) -> None:
+    name, wanted = opcode.name, [one.name for one in opcode.stack_before]
+    above: list[_Seen] = []
+    if "mark" in wanted:
+        if None not in stack:
+            raise pickle.UnpicklingError("a mark that is not there")
+        while (top := stack.pop()) is not None:
+            above.insert(0, top)
+        wanted = wanted[: wanted.index("mark")]
+    taken = [stack.pop() for _ in wanted][::-1]
+    held = [one for one in taken if one is not None] + above
+    keys = held[1:2] if name == "SETITEM" else above[0::2] if name in ("SETITEMS", "DICT") else above if name in ("ADDITEMS", "FROZENSET") else []
+    if any(key.hashed_through for key in keys):
+        raise pickle.UnpicklingError("a tuple or a set as a key")
+    grows = name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")  # the first value takes in the others
+    inner = max((one.depth for one in (held[1:] if grows else held)), default=-1) + 1
+    depth = max(inner, held[0].depth) if grows and held else inner
+    if depth > DEEPEST:
+        raise pickle.UnpicklingError(f"values nested more than {DEEPEST} deep")
+    stack += [_Seen(name.startswith("TUPLE") or name == "FROZENSET", depth) for _ in opcode.stack_after]
 
 
 class _Reader(pickle.Unpickler):

@@ -19,7 +19,7 @@ class FixedPointSet:
     """One entry per start, found or not. Read `converged` before `states`.
 
     `residual` belongs to the returned state. `error` is the length of the Newton step from it, relative to the state: the
-    distance to the true fixed point to first order (NaN if the method takes none). `moved` is the relative distance from the start.
+    distance to the true fixed point to first order (NaN if the method takes none, infinite if its equations could not be solved). `moved` is the relative distance from the start.
     """
 
     states: Mapping[str, Float[Tensor, "point ..."]]
@@ -112,7 +112,7 @@ class NonNormality:
 
     `sigma_max` is ‖J‖₂, the most that one tick stretches a small disturbance, with its `defect` ‖Jᵀu − σv‖. `transient_growth[k]` is ‖Jᵏ‖₂, from k = 0
     on. `numerical_radius` is the largest |v*Jv|; `kreiss` a lower bound of the Kreiss constant, max (|z| − 1)‖(zI − J)⁻¹‖ outside the unit circle: some
-    disturbance grows at least so much. `henrici` is √(‖J‖_F² − Σ|λ|²), 0 for a normal matrix; NaN where only a part of the spectrum is known.
+    disturbance grows at least so much; NaN where an eigenvalue is outside. `henrici` is √(‖J‖_F² − Σ|λ|²), 0 for a normal matrix; NaN where only a part of the spectrum is known.
     `natural_gain` is ‖Jd‖ for the direction d that was given, NaN if none was. Where `bounds` holds, the numerical radius and kreiss were read off a
     Krylov space and are lower bounds.
     """
@@ -135,7 +135,7 @@ class LyapunovEstimate(HasRows):
     """The leading finite-time Lyapunov exponents along each row's orbit, in nats per tick, in the order of the frame's columns.
 
     `growth[t]` is the logarithm of the factor by which each column grew at counted tick t; `exponents` are its means and `standard_error` comes from batch
-    means over time (NaN below 4 ticks). Finite-time exponents need not be in order; they are not sorted, which would bias them. A row whose orbit
+    means over time (NaN below 16 ticks, and too small by a fifth on runs that are hardly longer). Finite-time exponents need not be in order; they are not sorted, which would bias them. A row whose orbit
     or tangents left the finite numbers holds NaN, and its `result` says why.
     """
 

@@ -97,3 +97,37 @@ def test_misuse_is_refused():
         non_normality(f, z, ticks=0)
     with pytest.raises(ValueError, match=r"got states in float16.*Cast both"):
         non_normality(f, {"z": z["z"].half()}, ticks=1)
+
+
+def test_slow_modes_between_the_points_of_the_grid_are_found():
+    def turn(radius, angle):
+        c, s = radius * math.cos(angle), radius * math.sin(angle)
+        return torch.tensor([[c, -s], [s, c]], dtype=F64)
+
+    slow = torch.zeros(4, 4, dtype=F64)
+    slow[:2, :2] = slow[2:, 2:] = turn(1 - 1e-5, 1.0)
+    slow[:2, 2:] = turn(0.3, 1.0)
+    found = non_normality(*of(slow), ticks=1)
+    # ‖Jᵏ‖ grows like 0.3 k (1 − 1e-5)ᵏ, to about 11,036; the resolvent along the modes is 0.3/ε² at a distance of ε: K is 0.3/(4·1e-5) = 7,500.
+    assert 7000 < found.kreiss.item() < 7600
+    peak = torch.block_diag(torch.tensor([[0.9985]], dtype=F64), turn(0.9999, 7.5 * math.pi / 24))
+    assert non_normality(*of(peak), ticks=1).numerical_radius.item() == pytest.approx(0.9999, abs=1e-9)
+
+
+def test_what_is_read_off_a_krylov_space_is_a_lower_bound(generator, monkeypatch):
+    basis = torch.linalg.qr(torch.randn(99, 99, generator=generator, dtype=F64))[0]
+    blocks = torch.zeros(99, 99, dtype=F64)
+    blocks[:33, 33:66], blocks[33:66, 66:] = torch.randn(2, 33, 33, generator=generator, dtype=F64)
+    shift = 1.05 * torch.diag(torch.ones(98, dtype=F64), 1)
+    matrices = [0.15 * basis @ blocks @ basis.T, 0.6 * basis @ blocks @ basis.T, shift]
+    exact = non_normality(*of(*matrices), ticks=1).kreiss
+    monkeypatch.setattr(room, "DENSE_LIMIT", 1)
+    bound = non_normality(*of(*matrices), ticks=1).kreiss
+    assert bound.isfinite().all() and (bound <= exact * (1 + 1e-6)).all(), (bound, exact)
+
+
+def test_ones_on_the_circle_and_powers_beyond_numbers():
+    found = non_normality(*of(torch.eye(3, dtype=F64), 1e6 * torch.eye(3, dtype=F64)), ticks=60)
+    assert found.kreiss[0].item() == pytest.approx(1, abs=1e-6) and found.kreiss[1].isnan()
+    assert found.transient_growth[0].tolist() == pytest.approx([1.0] * 61)
+    assert found.transient_growth[1, 60] == math.inf and found.transient_growth[1, 10] == pytest.approx(1e60)

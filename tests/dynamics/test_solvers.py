@@ -108,3 +108,29 @@ def test_no_steps_give_back_the_start(method):
     z = {"z": torch.tensor([[0.3], [0.957504024077260]], dtype=F64)}
     found = find_fixed_points(f, z, method=method, tol=1e-9, max_steps=0 if method is not by_iteration else 1)
     assert found.result[1] == Result.CONVERGED.code and found.result[0] == Result.MAX_STEPS.code
+
+
+def test_a_gauss_newton_row_does_not_depend_on_its_neighbours(generator):
+    w = torch.randn(12, 12, generator=generator, dtype=F64) / 3
+    f = plain(lambda z: torch.tanh(1.4 * z @ w))
+    z = {"z": 2 * torch.randn(5, 12, generator=generator, dtype=F64)}
+    together = find_fixed_points(f, z, method=by_gauss_newton, tol=1e-12, max_steps=2)
+    for row in range(5):
+        alone = find_fixed_points(f, trees.take(z, torch.tensor([row])), method=by_gauss_newton, tol=1e-12, max_steps=2)
+        assert torch.allclose(alone.states["z"][0], together.states["z"][row], atol=1e-12)
+
+
+def test_iteration_gives_back_the_best_state_and_counts_its_steps():
+    f = plain(lambda z: 3 * z + 1)
+    z = {"z": torch.tensor([[0.2], [torch.nan]], dtype=F64)}
+    found = find_fixed_points(f, z, method=by_iteration, tol=1e-9, max_steps=50)
+    assert found.residual[0] <= f.residual(z)[0] and torch.allclose(found.residual[0], f.residual(found.states)[0]) and found.result.tolist() == [Result.DIVERGED.code, Result.NONFINITE.code]
+    assert found.steps[0] < 30 and found.steps[1] == 0
+
+
+def test_an_error_that_could_not_be_computed_is_infinite_and_not_small():
+    far = torch.logspace(-6, 0, 200, dtype=F64)  # 1 − λ: sixty products do not solve for so many scales
+    f = plain(lambda z: (1 - far) * z + far)
+    found = find_fixed_points(f, {"z": torch.zeros(1, 200, dtype=F64)}, tol=1e-4, max_steps=20)
+    truth = (found.states["z"] - 1).norm() / found.states["z"].norm()
+    assert found.converged.all() and (found.error.isinf().all() or found.error.item() > truth / 2), (found.error, truth)

@@ -159,7 +159,7 @@ def test_nothing_that_a_file_names_is_imported(tmp_path, weights, monkeypatch):
     assert "sleeping_module" not in sys.modules and not (tmp_path / "ran").exists()
 
 
-def test_bombs_of_shared_stand_ins_cost_what_their_bytes_cost(tmp_path, weights):
+def test_bombs_of_shared_stand_ins_are_refused_at_once(tmp_path, weights):
     """Each level holds the one below twice: 2^60 of them, were they ever written out."""
     level = b"cos\nsystem\n(tRq\x01"
     for k in range(1, 61):
@@ -168,7 +168,26 @@ def test_bombs_of_shared_stand_ins_cost_what_their_bytes_cost(tmp_path, weights)
     # Memo slots of the file itself would be overwritten: the bomb goes to the end.
     with_pickle(tmp_path / "x.pth", beside(level))
     began = time.process_time()
-    assert good(models.load(tmp_path / "x.pth", task="toy", sites=6), weights)
+    with pytest.raises(CheckpointError, match="values nested more than 100 deep"):
+        models.load(tmp_path / "x.pth", task="toy", sites=6)
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("stream", "said"),
+    [
+        (b"})" + b"2\x86" * 40 + b"K\x01s", "a tuple or a set as a key"),  # its hash takes 2^40 steps
+        (b"}N" + b"\x85" * 100_000 + b"K\x01s", "nested more than 100 deep"),  # its hash overflows the C stack
+        (b"]" + b"(" + b"]" * 3 + b"\x91", "a mark|set|list|unhashable|as a key|pickle"),
+    ],
+    ids=["shared tuples", "deep tuple", "frozen set of lists"],
+)
+def test_keys_whose_hash_may_take_forever_are_refused_before_anybody_hashes_them(tmp_path, weights, stream, said):
+    torch.save({"model": weights, "config": {"arch": SETTINGS}}, tmp_path / "x.pth")
+    with_pickle(tmp_path / "x.pth", lambda pickled: b"\x80\x02" + stream + b".")
+    began = time.process_time()
+    with pytest.raises(CheckpointError, match=said):
+        models.load(tmp_path / "x.pth", task="toy", sites=6)
     assert time.process_time() - began < 5
 
 
