@@ -8,10 +8,10 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from attractorlab import trees
+from attractorlab.dynamics.inside import check_updates
 from attractorlab.dynamics.krylov import NOISE, Jacobian, blocks_of_rows, dtype_of, random_vectors
 from attractorlab.dynamics.spectrum import DENSE_LIMIT, Method, dense_jacobian, leading_modes
 from attractorlab.maps import LatentMap, Update
-from attractorlab.points import check_updates
 from attractorlab.types import Floquet, State
 
 BLOCK_TOL = {torch.float64: 1e-6, torch.float32: 1e-3}  # residual of the leading singular vectors relative to the singular value

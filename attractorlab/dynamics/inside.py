@@ -10,10 +10,37 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from attractorlab import trees
+from attractorlab.dynamics.orbits import chunks
 from attractorlab.editing import Continuation, Edit
 from attractorlab.maps import LatentMap
 from attractorlab.points import Call, Sight, Tap, Watch, find, nearest, survey
 from attractorlab.types import State
+
+
+@torch.no_grad()
+def check_updates(f: LatentMap, z: State, *, caller: str) -> None:
+    """Refuse a map whose updates, one after the other, are not its rule, bit for bit, on every row of `z`. Costs two ticks.
+
+    Raises:
+        ValueError: If they differ at all. The same operations on the same rows give the same bits; a rule that is compiled while its updates are not, say, does not.
+    """
+    if not f.updates:
+        return
+    for rows in chunks(z):
+        part, whole = f.take(rows), trees.take(z, rows)
+        parted = whole
+        for update in part.updates:
+            parted = update.rule(parted, part.drive)
+        whole = part.rule(whole, part.drive)
+        same = torch.stack([((leaf == parted[name]) | (leaf.isnan() & parted[name].isnan())).flatten(1).all(1) for name, leaf in whole.items()]).all(0)
+        if not bool(same.all()):
+            off = trees.norm(trees.sub(whole, parted)).nan_to_num(nan=torch.inf)
+            off[same] = -1  # what is not finite in both is no difference
+            raise ValueError(
+                f"`{caller}` got a map whose updates and rule differ by up to {float(off.max()):.0e} in row {int(rows[int(off.argmax())])}. "
+                "A tick is seen update by update, so these are the rule, one after the other, bit for bit and without noise. "
+                "Use `dataclasses.replace(f, updates=())` to take the rule as one piece."
+            )
 
 
 class Inside:
