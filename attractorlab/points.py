@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import functools
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -251,7 +252,7 @@ COUNTS = (2, 3)  # rows of the ticks that a survey runs
 
 @dataclass(frozen=True)
 class Passage:
-    """What passes a point in one tick: the update of each call, and the shape, rows left out, and dtype of the first."""
+    """What passes a point in one tick: the update of each call, the shape, rows left out, and a dtype that holds those of all calls."""
 
     calls: tuple[str, ...]
     shape: tuple[int, ...]
@@ -337,7 +338,7 @@ def survey(
         wrong = [(n, {tuple(value.shape) for _, value in one.get(name, ())}) for n, one in zip(COUNTS, met, strict=True)]
         wrong = [(n, shapes) for n, shapes in wrong if shapes != {(n, *shape)}]
         if not wrong:
-            passages[name] = Passage(calls, shape, values[0][1].dtype)
+            passages[name] = Passage(calls, shape, functools.reduce(torch.promote_types, (value.dtype for _, value in values)))
         elif strict:
             raise ValueError(
                 f"{name} gives {' and '.join(map(str, sorted(wrong[0][1])))} in a tick of {wrong[0][0]} rows. A point that is recorded or edited gives one shape, rows first. "

@@ -1,5 +1,6 @@
 """What is found out about a map before it is run inside: where its rows are, its dtypes, and whether its updates are its rule."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -72,3 +73,46 @@ def test_rows_that_are_not_finite_are_no_difference(generator) -> None:
     model, f, z = made(3, generator)
     z["z_H"][1] = torch.nan
     assert al.trace(f, z, ticks=1, keep=al.only_last(), tap=Tap(model, "cell")).taps["cell"][0, :, 1].isnan().any()
+
+
+@pytest.mark.parametrize("first", [torch.float32, torch.float64])
+def test_calls_of_several_dtypes_are_recorded_in_one_that_holds_them_all(first) -> None:
+    model = nn.ModuleDict({"same": nn.Identity()})
+    second = torch.float32 if first == torch.float64 else torch.float64
+
+    def rule(z, x):
+        return {"z": model["same"](model["same"](z["z"].to(first)).to(second) / 3).double()}
+
+    z = {"z": torch.ones(2, 1, dtype=torch.float64)}
+    traj = al.trace(LatentMap(rule, {}, model=model), z, ticks=1, keep=al.every(1), tap=Tap(model, "same"))
+    third = torch.tensor(1.0, dtype=second) / 3
+    assert traj.taps["same"].dtype == torch.float64 and traj.taps["same"][0, 1].eq(third.double()).all()
+    assert traj.states["z"][1].equal(traj.taps["same"][0, 1])
+
+
+def test_a_mask_and_its_numbers_are_recorded_as_numbers() -> None:
+    model = nn.ModuleDict({"same": nn.Identity()})
+    f = LatentMap(lambda z, x: {"z": model["same"](model["same"](z["z"] > 0) * 0.5).double()}, {}, model=model)
+    traj = al.trace(f, {"z": torch.ones(2, 1, dtype=torch.float64)}, ticks=1, keep=al.every(1), tap=Tap(model, "same"))
+    assert traj.taps["same"][0, :, 0, 0].tolist() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("where", [(5, 4), (3,), (2, 5, 4), (1, 1, 4)])
+def test_a_choice_of_numbers_that_does_not_fit_the_value_is_refused(where, generator) -> None:
+    _model, f, z = made(5, generator, width=4)
+    fits = where == (5, 4)
+    edit = al.ablate("z_H", ticks=1, where=torch.ones(where, dtype=torch.bool))
+    if fits:
+        assert (al.trace(f, z, ticks=1, keep=al.every(1), edits=[edit], continuation=al.free_running).states["z_H"][1] == 0).all()
+    else:
+        words = re.escape(f"An edit at z_H got where= of {where} for a value of (5, 4).") + " .*Index or reshape `where`"
+        with pytest.raises(ValueError, match=words) as caught:
+            al.trace(f, z, ticks=1, keep=al.every(1), edits=[edit], continuation=al.free_running)
+        assert caught.value.__notes__ == ["in edit 'ablate to zero' at z_H, tick 1, call 0"]
+
+
+@pytest.mark.parametrize("ticks", [True, False, [0, True]])
+def test_a_boolean_is_no_tick(ticks, generator) -> None:
+    _model, f, z = made(2, generator)
+    with pytest.raises(ValueError, match=r"`Edit` got ticks=.* with a boolean.*Use ticks=None for all ticks, or ticks=1"):
+        al.trace(f, z, ticks=2, keep=al.every(1), edits=[al.ablate("z_H", ticks=ticks)], continuation=al.free_running)

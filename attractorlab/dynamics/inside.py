@@ -258,6 +258,10 @@ def _chosen(edit: Edit, last: int) -> set[int]:
         if isinstance(ticks, int)
         else list(ticks)
     )
+    if any(isinstance(tick, bool) for tick in chosen):
+        raise ValueError(
+            f"`Edit` got ticks={edit.ticks!r} at {edit.point}, with a boolean. Ticks are whole numbers, and True would be taken for 1. Use ticks=None for all ticks, or ticks=1."
+        )
     wrong = [tick for tick in chosen if tick not in there]
     if wrong or not chosen:
         raise ValueError(
