@@ -88,7 +88,7 @@ def teacher_forced(clean: Trajectory) -> Continuation:
     """A continuation that puts the state back to that of `clean` after each tick, so that each tick shows the effect of its edits alone.
 
     Args:
-        clean: The run to go back to: the same map, rows and starts, with every state kept.
+        clean: The run to go back to: the same map, rows and starts, with every state kept, without edits or kicks. Weights on record and the first tick are held against the map.
     """
     return Continuation("teacher-forced", clean)
 

@@ -116,3 +116,64 @@ def test_a_boolean_is_no_tick(ticks, generator) -> None:
     _model, f, z = made(2, generator)
     with pytest.raises(ValueError, match=r"`Edit` got ticks=.* with a boolean.*Use ticks=None for all ticks, or ticks=1"):
         al.trace(f, z, ticks=2, keep=al.every(1), edits=[al.ablate("z_H", ticks=ticks)], continuation=al.free_running)
+
+
+def forced(f, z, clean):
+    return al.trace(f, z, ticks=3, keep=al.every(1), edits=[al.ablate("z_H", ticks=1)], continuation=al.teacher_forced(clean))
+
+
+@pytest.mark.parametrize("row", [0, 2])
+def test_a_clean_run_of_another_drive_in_one_row_is_refused(row, generator) -> None:
+    _model, f, z = made(3, generator)
+    clean = al.trace(f, z, ticks=3, keep=al.every(1))
+    assert forced(f, z, clean).continuation == "teacher-forced"
+    x = f.drive["x"].clone()
+    x[row] += 1e-6
+    refused = rf"`teacher_forced` got a trajectory whose tick 1 is \de-0\d away from where the map takes its tick 0, in row {row}\. .*Trace it with the same map"
+    with pytest.raises(ValueError, match=refused):
+        forced(replace(f, drive={"x": x}), z, clean)
+    kicked = al.trace(f, z, ticks=3, keep=al.every(1), kick=lambda z, t: {**z, "z_H": z["z_H"] + 1e-6 * torch.eye(3)[row][:, None]})
+    with pytest.raises(ValueError, match=refused):
+        forced(f, z, kicked)
+
+
+def test_a_clean_run_of_other_weights_is_refused(generator) -> None:
+    model, f, z = made(3, generator)
+    clean = al.trace(f, z, ticks=3, keep=al.every(1))
+    known = replace(f, origin=replace(f.origin, weights="aa"))
+    assert forced(known, z, clean).origin.weights == "aa", "of a run whose weights are not on record, what it did is looked at"
+    other = replace(clean, origin=replace(clean.origin, weights="bb"))
+    with pytest.raises(ValueError, match=r"`teacher_forced` got a trajectory of weights bb for a map of weights aa\. .*Trace it with the same map"):
+        forced(known, z, other)
+    with torch.no_grad():
+        model.cell.inner.weight[0, 0] += 1e-6
+    with pytest.raises(ValueError, match=r"away from where the map takes its tick 0"):
+        forced(f, z, clean)
+
+
+@pytest.mark.parametrize("continuation", [al.free_running, al.clamped])
+def test_an_edited_run_is_no_clean_one(continuation, generator) -> None:
+    _model, f, z = made(3, generator)
+    edited = al.trace(f, z, ticks=3, keep=al.every(1), edits=[al.ablate("z_H", ticks=2)], continuation=continuation)
+    with pytest.raises(ValueError, match=r"`teacher_forced` got a trajectory that is itself edited \(ablate to zero at z_H, .*Trace it without edits"):
+        forced(f, z, edited)
+
+
+def test_a_clean_run_that_was_cut_otherwise_is_the_same_run(generator) -> None:
+    """Rows in other batches differ by rounding."""
+    _model, plain, z = made(20, generator)
+    f = replace(plain, rule=lambda z, x: {name: leaf + 1e-15 * len(leaf) for name, leaf in plain.rule(z, x).items()}, updates=())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(orbits, "CPU_CHUNK", 1)
+        clean = al.trace(f, z, ticks=3, keep=al.every(1))
+    whole = forced(f, z, clean)
+    assert not whole.states["z_L"][1].equal(clean.states["z_L"][1]) and (whole.states["z_L"][1] - clean.states["z_L"][1]).abs().max() < 1e-13
+
+
+def test_a_row_that_leaves_the_finite_numbers_at_once_is_not_held_against_its_clean_run(generator) -> None:
+    _model, plain, z = made(3, generator)
+    f = replace(plain, rule=lambda z, x: {name: leaf / (x["x"][:, :1] != 7) for name, leaf in plain.rule(z, x).items()}, updates=())
+    f.drive["x"][1, 0] = 7
+    clean = al.trace(f, z, ticks=3, keep=al.every(1))
+    assert clean.states["z_L"][1, 1].isnan().all() and clean.last_tick.tolist() == [3, 0, 3]
+    assert forced(f, z, clean).states["z_L"][1, [0, 2]].equal(clean.states["z_L"][1, [0, 2]])

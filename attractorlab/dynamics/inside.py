@@ -10,11 +10,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.orbits import chunks
+from attractorlab.dynamics.orbits import FLOOR, chunks
 from attractorlab.editing import Continuation, Edit
-from attractorlab.maps import LatentMap
+from attractorlab.maps import LatentMap, relative
 from attractorlab.points import Call, Sight, Tap, Watch, find, nearest, survey
-from attractorlab.types import State
+from attractorlab.types import State, Trajectory
+
+ROUNDINGS = 30  # that one tick may leave, and that rows in other batches may differ by
 
 
 @torch.no_grad()
@@ -285,10 +287,39 @@ def _check_clean(continuation: Continuation, f: LatentMap, z: State, ticks: int)
             f"`teacher_forced` got a trajectory of {len(clean.instance)} rows of clock {clean.clock} for a map of {len(instance)} rows of {f.clock}. "
             "The clean run is one of the same map and rows. Trace it with the same map."
         )
+    if clean.continuation != "none":
+        raise ValueError(
+            f"`teacher_forced` got a trajectory that is itself edited ({'; '.join(clean.edits)}). The run is put back to what the map does by itself. Trace it without edits."
+        )
+    if clean.origin.weights and f.origin.weights and clean.origin.weights != f.origin.weights:
+        raise ValueError(
+            f"`teacher_forced` got a trajectory of weights {clean.origin.weights} for a map of weights {f.origin.weights}. "
+            "The clean run is one of the same map and rows. Trace it with the same map."
+        )
     if any(name not in clean.states or not clean.states[name][0].equal(leaf.cpu()) for name, leaf in z.items()):
         raise ValueError(
             "`teacher_forced` got a trajectory that begins at other states than the trace. Both begin at the same. Pass the same starts to both traces."
         )
+    _check_tick(clean, f, z)
+
+
+@torch.no_grad()
+def _check_tick(clean: Trajectory, f: LatentMap, z: State) -> None:
+    """Refuse a run whose first tick is not one of `f`: weights, drive or kicks are others. Rows in other batches differ by rounding."""
+    for rows in chunks(z):
+        start = trees.take(z, rows)
+        new = f.take(rows)(start)
+        there = {name: clean.states[name][1][rows].to(leaf.device) for name, leaf in start.items()}
+        off = relative(trees.norm(trees.sub(new, there)), start)
+        moved = relative(trees.norm(trees.sub(new, start)), start)
+        # Rows that end at once are NaN on record.
+        wrong = (off > ROUNDINGS * FLOOR[next(iter(z.values())).dtype] * (1 + moved)) & trees.finite(there)
+        if bool(wrong.any()):
+            worst = int(torch.where(wrong, off, -1).argmax())
+            raise ValueError(
+                f"`teacher_forced` got a trajectory whose tick 1 is {float(off[worst]):.0e} away from where the map takes its tick 0, in row {int(rows[worst])}. "
+                "The clean run is one of the same weights and drive, without kicks. Trace it with the same map."
+            )
 
 
 def _sentence(edit: Edit, at: set[int]) -> str:
