@@ -37,9 +37,14 @@ class Edit:
         """The edited value.
 
         Raises:
-            ValueError: If `change` returned something else than a tensor of the same shape, dtype and device.
+            ValueError: If `change` returned something else than a tensor of the same shape, dtype and device, or `where` does not broadcast to the value.
         """
         try:
+            if self.where is not None and not _fits(self.where.shape, value.shape):
+                raise ValueError(
+                    f"An edit at {self.point} got where= of {tuple(self.where.shape)} for a value of {tuple(value.shape)}. It chooses numbers of the value, rows first, and is broadcast "
+                    "to it from the right. Index or reshape `where` to that shape, or to one with axes of length 1."
+                )
             new = self.change(value.clone(), call)
             if not isinstance(new, Tensor) or (new.shape, new.dtype, new.device) != (value.shape, value.dtype, value.device):
                 got = (
@@ -83,7 +88,7 @@ def teacher_forced(clean: Trajectory) -> Continuation:
     """A continuation that puts the state back to that of `clean` after each tick, so that each tick shows the effect of its edits alone.
 
     Args:
-        clean: The run to go back to: the same map, rows and starts, with every state kept.
+        clean: The run to go back to: the same map, rows and starts, with every state kept, without edits or kicks. Weights on record and the first tick are held against the map.
     """
     return Continuation("teacher-forced", clean)
 
@@ -221,6 +226,11 @@ def add_noise(
         return value + scale * torch.randn(value.shape, generator=generator, dtype=value.dtype, device=generator.device).to(value.device)
 
     return Edit(point, change, f"add noise of {scale:g}", ticks, calls, where)
+
+
+def _fits(shape: torch.Size, onto: torch.Size) -> bool:
+    """Whether a tensor of a shape broadcasts to another without changing that."""
+    return len(shape) <= len(onto) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(onto), strict=False))
 
 
 def _from_run(point: str, run: Trajectory, *, between: bool) -> Callable[[Tensor, Call], Tensor]:

@@ -153,7 +153,7 @@ class LatentMap:
     def names(self, z: State) -> points.Points:
         """Every point of a tick that can be tapped and edited, with its shape, its axes and the updates in which it fires.
 
-        Printed, it is a table. The tick is run once, from the first row of `z`, to see what fires. Left out are submodules that do not run in a tick
+        Printed, it is a table. The tick is run on two and on three copies of the first row of `z`, to see what fires. Left out are submodules that do not run in a tick
         (a readout head) and those that give no tensor with a row for each row of the state.
 
         Example:

@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import functools
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -246,9 +247,12 @@ class Watch:
             raise BaseExceptionGroup("hooks could not be removed in the usual way; they are gone all the same", failed)
 
 
+COUNTS = (2, 3)  # rows of the ticks that a survey runs
+
+
 @dataclass(frozen=True)
 class Passage:
-    """What passes a point in one tick: the update of each call, and the shape, rows left out, and dtype of the first."""
+    """What passes a point in one tick: the update of each call, the shape, rows left out, and a dtype that holds those of all calls."""
 
     calls: tuple[str, ...]
     shape: tuple[int, ...]
@@ -256,7 +260,7 @@ class Passage:
 
 
 def names(f: Ticking, z: State) -> Points:
-    """Every point of a tick of `f` that gives a tensor with a row for each row of the state, found by running it twice over on the first row of `z`.
+    """Every point of a tick of `f` that gives a tensor with a row for each row of the state, found by running it on two and on three copies of the first row of `z`.
 
     A module that returns a tuple or list is known by its first tensor. Modules that do not run in a tick are no points of it.
     """
@@ -308,7 +312,7 @@ def find(patterns: Sequence[str], model: nn.Module | None, z: State, *, caller: 
 def survey(
     f: Ticking, z: State, points: Sequence[tuple[str, nn.Module | None]], *, strict: bool = True, all_updates: bool = False
 ) -> dict[str, Passage]:
-    """What passes each point in one tick from the first row of `z`; points that do not fire are left out.
+    """What passes each point in one tick from the first row of `z`; points that do not fire are left out. Two ticks are run, of 5 rows in all.
 
     Raises:
         ValueError: If `strict` and what passes is no tensor with a row for each row of the state, or changes shape from call to call.
@@ -319,45 +323,28 @@ def survey(
         seen.setdefault(call.point, []).append((call.update, value))
         return value
 
-    # Two rows, so that an axis of length 1 is not taken for the rows. They are one row twice: no map mixes them.
-    pair = torch.tensor([0, 0])
+    # Two rows and then three, so that no axis of another meaning is taken for the rows. They are one row repeated: no map mixes them.
+    met = []
     with Watch([Sight(name, module, see, all_updates) for name, module in points], lenient=not strict) as watch:
-        watch.tick(f.take(pair), trees.take(z, pair), tick=0)
+        for n in COUNTS:
+            rows = torch.zeros(n, dtype=torch.int64)
+            watch.tick(f.take(rows), trees.take(z, rows), tick=0)
+            met.append(seen)
+            seen = {}
     passages = {}
-    for name in (one for one, _ in points if one in seen):
-        values = seen[name]
-        shapes = {tuple(value.shape) for _, value in values}
-        shape = tuple(values[0][1].shape)
-        if len(shapes) == 1 and shape[:1] == (2,):
-            passages[name] = Passage(tuple(update for update, _ in values), shape[1:], values[0][1].dtype)
+    for name in (one for one, _ in points if one in met[0]):
+        values = met[0][name]
+        calls, shape = tuple(update for update, _ in values), tuple(values[0][1].shape[1:])
+        wrong = [(n, {tuple(value.shape) for _, value in one.get(name, ())}) for n, one in zip(COUNTS, met, strict=True)]
+        wrong = [(n, shapes) for n, shapes in wrong if shapes != {(n, *shape)}]
+        if not wrong:
+            passages[name] = Passage(calls, shape, functools.reduce(torch.promote_types, (value.dtype for _, value in values)))
         elif strict:
             raise ValueError(
-                f"{name} gives {' and '.join(str(one) for one in sorted(shapes))} in a tick of 2 rows. A point that is recorded or edited gives one shape, rows first. "
+                f"{name} gives {' and '.join(map(str, sorted(wrong[0][1])))} in a tick of {wrong[0][0]} rows. A point that is recorded or edited gives one shape, rows first. "
                 "Name another point: `f.names(z)` lists those that do."
             )
     return passages
-
-
-@torch.no_grad()
-def check_updates(f: Ticking, z: State, *, caller: str) -> None:
-    """Refuse a map whose updates, one after the other, are not its rule.
-
-    Raises:
-        ValueError: If they differ by more than rounding on the first row of `z`.
-    """
-    if not f.updates:
-        return
-    one = trees.take(z, torch.tensor([0]))
-    f = f.take([0])
-    whole, parted = f.rule(one, f.drive), one
-    for update in f.updates:
-        parted = update.rule(parted, f.drive)
-    off = float(trees.norm(trees.sub(whole, parted)))
-    if off > torch.finfo(next(iter(z.values())).dtype).eps ** 0.5 * float(trees.norm(whole)):
-        raise ValueError(
-            f"`{caller}` got a map whose updates and rule differ by {off:.1e}. A tick is seen update by update, so these are the rule, one after the other, without noise. "
-            "Use `dataclasses.replace(f, updates=())` to take the rule as one piece."
-        )
 
 
 def nearest(word: str, words: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -343,3 +344,51 @@ def test_states_that_cannot_be_judged_are_refused(generator: torch.Generator) ->
     bound, z = driven(lawful, generator)
     with pytest.raises(ValueError, match="A state of 1 rows met a map of 6 rows"):
         check_map(bound, trees.take(z, slice(0, 1)), generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sharpness", [40.0, 50.0, 60.0])
+def test_strongly_contracting_maps_pass(sharpness: float, dtype: torch.dtype) -> None:
+    """A softmax that is all but saturated: what it makes of a disturbance is left over from numbers of the size of 1."""
+    g = torch.Generator().manual_seed(round(sharpness))
+    w = torch.randn(8, 8, generator=g, dtype=dtype) / 8**0.5
+    f = LatentMap(lambda z, d: {"z": torch.softmax(sharpness * (z["z"] @ w), -1)}, {})
+    check_map(f, {"z": torch.randn(6, 8, generator=g, dtype=dtype)}, generator=g)
+
+
+class Wrong(torch.autograd.Function):
+    """A matrix that is handed `size` apart from itself in the backward pass."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, size: float) -> Tensor:
+        return x @ w
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+        ctx.size = inputs[2]
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: object) -> Tensor:
+        return tangent @ ctx.saved_tensors[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return (1 + ctx.size) * grads[0] @ ctx.saved_tensors[0].T, None, None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gain", "size"), [(torch.float64, 1.0, 1e-8), (torch.float64, 1e-5, 1e-8), (torch.float64, 1e-11, 1e-2), (torch.float32, 1.0, 1e-3), (torch.float32, 1e-3, 1e-1)]
+)
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_an_adjoint_that_is_a_little_wrong_is_caught_also_where_little_comes_through(
+    offset: float, gain: float, size: float, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    w = gain * torch.randn(8, 8, generator=generator, dtype=dtype) / 8**0.5
+    z = {"z": torch.randn(4, 8, generator=generator, dtype=dtype)}
+    check_map(LatentMap(lambda z, d: {"z": offset + Wrong.apply(z["z"], w, 0.0)}, {}), z, generator=generator)
+    with pytest.raises(AssertionError, match=r"^differentiable: .*<Jv, Jv> is .* by jvp"):
+        check_map(LatentMap(lambda z, d: {"z": offset + Wrong.apply(z["z"], w, size)}, {}), z, generator=generator)

@@ -8,10 +8,10 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from attractorlab import trees
+from attractorlab.dynamics.inside import check_updates
 from attractorlab.dynamics.krylov import NOISE, Jacobian, blocks_of_rows, dtype_of, random_vectors
 from attractorlab.dynamics.spectrum import DENSE_LIMIT, Method, dense_jacobian, leading_modes
 from attractorlab.maps import LatentMap, Update
-from attractorlab.points import check_updates
 from attractorlab.types import Floquet, State
 
 BLOCK_TOL = {torch.float64: 1e-6, torch.float32: 1e-3}  # residual of the leading singular vectors relative to the singular value
@@ -56,15 +56,24 @@ def floquet(f: LatentMap, z: State, *, k: int, method: Method | None = None) -> 
     updates = f.updates or (Update("tick", tuple(z), f.rule),)
     names = tuple(z)
     length, tangent = torch.linalg.vector_norm(modes.right, dim=2), modes.right
+    noise, floor, modulus = NOISE[dtype_of(z)], torch.zeros_like(length), modes.eigenvalues.abs()
+    # Only a mode that is zero, as far as can be known, vanishes; one that is small stays, however small its tangent gets on the way.
+    null = modulus <= torch.maximum(modes.defect, noise * modulus.amax(1, keepdim=True))
     gains, parts, blocks, errors = [], [], [], []
     for update in updates:
         step = replace(f, rule=update.rule, updates=(), readout=lambda z: {})
+        sizes = [_block_gains(step, z, update.leaves, name) for name in names]
+        block = torch.stack([size for size, _ in sizes], dim=1)
+        # A leaf that is not rewritten goes through as it is.
+        stretch = block.amax(1, keepdim=True).clamp(min=0.0 if set(names) <= set(update.leaves) else 1.0)
+        floor = stretch * torch.maximum(noise * length, floor)  # rounding of this update, and of those before it, stretched since
         tangent = _pushed(step, z, tangent)
         after = torch.linalg.vector_norm(tangent, dim=2)
+        vanished = null & (after <= floor)
+        tangent, after = torch.where(vanished[:, :, None], 0, tangent), torch.where(vanished, 0, after)
         gains.append(torch.where(length == 0, 1.0, after / length))
         parts.append(_shares(tangent, z))
-        sizes = [_block_gains(step, z, update.leaves, name) for name in names]
-        blocks.append(torch.stack([size for size, _ in sizes], dim=1))
+        blocks.append(block)
         errors.append(torch.stack([error for _, error in sizes], dim=1))
         with torch.no_grad():
             z, length = step(z), after

@@ -10,10 +10,39 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from attractorlab import trees
+from attractorlab.dynamics.orbits import FLOOR, chunks
 from attractorlab.editing import Continuation, Edit
-from attractorlab.maps import LatentMap
+from attractorlab.maps import LatentMap, relative
 from attractorlab.points import Call, Sight, Tap, Watch, find, nearest, survey
-from attractorlab.types import State
+from attractorlab.types import State, Trajectory
+
+ROUNDINGS = 30  # that one tick may leave, and that rows in other batches may differ by
+
+
+@torch.no_grad()
+def check_updates(f: LatentMap, z: State, *, caller: str) -> None:
+    """Refuse a map whose updates, one after the other, are not its rule, bit for bit, on every row of `z`. Costs two ticks.
+
+    Raises:
+        ValueError: If they differ at all. The same operations on the same rows give the same bits; a rule that is compiled while its updates are not, say, does not.
+    """
+    if not f.updates:
+        return
+    for rows in chunks(z):
+        part, whole = f.take(rows), trees.take(z, rows)
+        parted = whole
+        for update in part.updates:
+            parted = update.rule(parted, part.drive)
+        whole = part.rule(whole, part.drive)
+        same = torch.stack([((leaf == parted[name]) | (leaf.isnan() & parted[name].isnan())).flatten(1).all(1) for name, leaf in whole.items()]).all(0)
+        if not bool(same.all()):
+            off = trees.norm(trees.sub(whole, parted)).nan_to_num(nan=torch.inf)
+            off[same] = -1  # what is not finite in both is no difference
+            raise ValueError(
+                f"`{caller}` got a map whose updates and rule differ by up to {float(off.max()):.0e} in row {int(rows[int(off.argmax())])}. "
+                "A tick is seen update by update, so these are the rule, one after the other, bit for bit and without noise. "
+                "Use `dataclasses.replace(f, updates=())` to take the rule as one piece."
+            )
 
 
 class Inside:
@@ -231,6 +260,10 @@ def _chosen(edit: Edit, last: int) -> set[int]:
         if isinstance(ticks, int)
         else list(ticks)
     )
+    if any(isinstance(tick, bool) for tick in chosen):
+        raise ValueError(
+            f"`Edit` got ticks={edit.ticks!r} at {edit.point}, with a boolean. Ticks are whole numbers, and True would be taken for 1. Use ticks=None for all ticks, or ticks=1."
+        )
     wrong = [tick for tick in chosen if tick not in there]
     if wrong or not chosen:
         raise ValueError(
@@ -254,10 +287,39 @@ def _check_clean(continuation: Continuation, f: LatentMap, z: State, ticks: int)
             f"`teacher_forced` got a trajectory of {len(clean.instance)} rows of clock {clean.clock} for a map of {len(instance)} rows of {f.clock}. "
             "The clean run is one of the same map and rows. Trace it with the same map."
         )
+    if clean.continuation != "none":
+        raise ValueError(
+            f"`teacher_forced` got a trajectory that is itself edited ({'; '.join(clean.edits)}). The run is put back to what the map does by itself. Trace it without edits."
+        )
+    if clean.origin.weights and f.origin.weights and clean.origin.weights != f.origin.weights:
+        raise ValueError(
+            f"`teacher_forced` got a trajectory of weights {clean.origin.weights} for a map of weights {f.origin.weights}. "
+            "The clean run is one of the same map and rows. Trace it with the same map."
+        )
     if any(name not in clean.states or not clean.states[name][0].equal(leaf.cpu()) for name, leaf in z.items()):
         raise ValueError(
             "`teacher_forced` got a trajectory that begins at other states than the trace. Both begin at the same. Pass the same starts to both traces."
         )
+    _check_tick(clean, f, z)
+
+
+@torch.no_grad()
+def _check_tick(clean: Trajectory, f: LatentMap, z: State) -> None:
+    """Refuse a run whose first tick is not one of `f`: weights, drive or kicks are others. Rows in other batches differ by rounding."""
+    for rows in chunks(z):
+        start = trees.take(z, rows)
+        new = f.take(rows)(start)
+        there = {name: clean.states[name][1][rows].to(leaf.device) for name, leaf in start.items()}
+        off = relative(trees.norm(trees.sub(new, there)), start)
+        moved = relative(trees.norm(trees.sub(new, start)), start)
+        # Rows that end at once are NaN on record.
+        wrong = (off > ROUNDINGS * FLOOR[next(iter(z.values())).dtype] * (1 + moved)) & trees.finite(there)
+        if bool(wrong.any()):
+            worst = int(torch.where(wrong, off, -1).argmax())
+            raise ValueError(
+                f"`teacher_forced` got a trajectory whose tick 1 is {float(off[worst]):.0e} away from where the map takes its tick 0, in row {int(rows[worst])}. "
+                "The clean run is one of the same weights and drive, without kicks. Trace it with the same map."
+            )
 
 
 def _sentence(edit: Edit, at: set[int]) -> str:

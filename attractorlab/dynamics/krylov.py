@@ -41,7 +41,8 @@ class Jacobian:
         out = []
         for part in chunks(tangent):
             f, z, one = self.f.take(rows[part]), trees.take(self.z, rows[part]), trees.take(tangent, part)
-            out.append(trees.flatten(f.vjp(z, one) if self.transposed else f.jvp(z, one)))
+            moved = f.vjp(z, one) if self.transposed else f.jvp(z, one)
+            out.append(trees.flatten({name: moved[name] for name in z}))  # a map may name its leaves in another order
         return torch.cat(out).to(torch.float64)
 
     def at(self, rows: Int[Tensor, " chunk"]) -> Product:
@@ -77,9 +78,10 @@ class _Record:
                 if j.transposed:
                     return all(one.requires_grad for one in self._out)
                 self._given = [torch.zeros_like(one, requires_grad=True) for one in self._out]
-                self._back = torch.autograd.grad(self._out, self._leaves, self._given, create_graph=True)
-                return all(one.requires_grad for one in self._back)
-        except RuntimeError:  # an operation without a second derivative, or a state that does not reach the output
+                # A leaf that the map overwrites without reading it is not in the graph: None stands for its zeros.
+                self._back = torch.autograd.grad(self._out, self._leaves, self._given, create_graph=True, allow_unused=True)
+                return all(one is None or one.requires_grad for one in self._back)
+        except RuntimeError:  # an operation without a second derivative, or an output that does not come from the state
             return False
 
     def __call__(self, v: Float[Tensor, "row dim"], at: Int[Tensor, " row"]) -> Float[Tensor, "row dim"]:
@@ -91,9 +93,11 @@ class _Record:
         like = trees.take(self.jacobian.z, self.rows[self.made])
         given = list(trees.unflatten(whole.to(dtype_of(like)), like).values())
         ends, start = (self._out, self._leaves) if self.jacobian.transposed else (self._back, self._given)
-        walked = torch.autograd.grad(ends, start, given, retain_graph=True)
+        met = [(end, one) for end, one in zip(ends, given, strict=True) if end is not None]
+        walked = torch.autograd.grad([end for end, _ in met], start, [one for _, one in met], retain_graph=True, allow_unused=True)
         self.jacobian.products += len(at)
-        flat = torch.cat([leaf.flatten(1) for leaf in walked], dim=1).to(torch.float64)
+        parts = [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(start, walked, strict=True)]
+        flat = torch.cat([one.flatten(1) for one in parts], dim=1).to(torch.float64)
         return flat if len(at) == len(self.made) else flat[place.to(v.device)]
 
 

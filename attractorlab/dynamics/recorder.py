@@ -9,11 +9,11 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.inside import Edits, Inside, Taps
+from attractorlab.dynamics.inside import Edits, Inside, Taps, check_updates
 from attractorlab.dynamics.orbits import DIVERGED, check_tol, chunks
 from attractorlab.editing import Continuation, Edit
 from attractorlab.maps import LatentMap, relative
-from attractorlab.points import Tap, check_updates
+from attractorlab.points import Tap
 from attractorlab.types import Result, State, Trajectory
 
 Keep = Callable[[int], Int[Tensor, " kept"]]

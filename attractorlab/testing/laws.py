@@ -33,7 +33,7 @@ TOLERANCES = {
     torch.float64: _Tolerance(rows=1e-9, secant=1e-5, adjoint=1e-10, steps=(1e-4, 1e-3, 1e-5, 1e-6)),
     torch.float32: _Tolerance(rows=1e-3, secant=1e-2, adjoint=1e-4, steps=(1e-2, 3e-2, 3e-3, 1e-3)),
 }
-ROUNDINGS = 30  # roundings of f(z) that a secant may see: a tick is a long chain of sums
+ROUNDINGS = 30  # roundings of f(z) that a secant or a product may see: a tick is a long chain of sums
 
 
 def check_map(f: LatentMap, z: State, *, generator: torch.Generator) -> None:
@@ -181,6 +181,7 @@ def _check_rowwise(f: LatentMap, z: State, tolerance: _Tolerance, generator: tor
 def _check_differentiable(f: LatentMap, z: State, tolerance: _Tolerance, generator: torch.Generator) -> None:
     zero = trees.scale(z, 0.0)
     noise = _noise(z, generator)
+    floor = _rounding(f, z)
     for name in z:  # leaf by leaf: a small leaf would drown in a large one
         v = {**zero, name: noise[name]}
         try:
@@ -199,10 +200,13 @@ def _check_differentiable(f: LatentMap, z: State, tolerance: _Tolerance, generat
                 "Remove `detach`, `.data`, rounding and casts to a lower precision from the rule."
             )
         # With u = Jv both sides are ‖Jv‖²: no direction of u is left to chance.
+        # What a strongly contracting map makes of v cancels out of numbers of the size of f(z), and carries their rounding; so does the second product.
         forward, backward = trees.dot(pushed, pushed), trees.dot(pulled, v)
-        off = (forward - backward).abs() / torch.where(forward > 0, forward, torch.ones_like(forward))
-        worst = int(off.nan_to_num(nan=torch.inf).argmax())
-        if not float(off[worst]) <= tolerance.adjoint:
+        eps = ROUNDINGS * torch.finfo(forward.dtype).eps
+        allowed = tolerance.adjoint * forward + floor * trees.norm(pushed) + eps * trees.norm(pulled) * trees.norm(v)
+        off = ((forward - backward).abs() - allowed).nan_to_num(nan=torch.inf)
+        worst = int((off / torch.where(forward > 0, forward, torch.ones_like(forward))).argmax())
+        if bool((off > 0).any()):
             raise AssertionError(
                 f"differentiable: along leaf {name!r} <Jv, Jv> is {float(forward[worst]):.3g} by jvp "
                 f"and <v, JᵀJv> is {float(backward[worst]):.3g} by vjp. "
@@ -216,7 +220,7 @@ def _secant_gap(f: LatentMap, z: State, v: State, pushed: State, tolerance: _Tol
     best = torch.full_like(trees.norm(pushed), torch.inf)
     best[flat] = 0.0
     length = torch.zeros_like(best)
-    floor = ROUNDINGS * torch.finfo(best.dtype).eps * trees.norm(_call(f, z))
+    floor = _rounding(f, z)
     for step in tolerance.steps:
         ahead, behind = (_call(f, trees.add(z, trees.scale(v, by))) for by in (step, -step))
         secant = trees.scale(trees.sub(ahead, behind), 0.5 / step)
@@ -230,6 +234,12 @@ def _secant_gap(f: LatentMap, z: State, v: State, pushed: State, tolerance: _Tol
             break
     worst = int(best.argmax())
     return float(best[worst]), float(length[worst]), float(trees.norm(pushed)[worst])
+
+
+def _rounding(f: LatentMap, z: State) -> Tensor:
+    """How much of each row of f(z) may be rounding."""
+    size = trees.norm(_call(f, z))
+    return ROUNDINGS * torch.finfo(size.dtype).eps * size
 
 
 def _call(f: LatentMap, z: State) -> State:

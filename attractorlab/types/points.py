@@ -89,8 +89,9 @@ class Floquet:
 
     `multipliers` are the eigenvalues of the whole tick, with their `defect` as in a `Spectrum`. `gain` is the factor by which an update stretches the tangent
     that arrives there from a mode's eigenvector: over the updates the factors multiply to |multiplier|, to within the defect. `part` is the share of the tangent's squared
-    length in each leaf after the update. Once a tangent has vanished, gains are 1 and parts NaN. `block_gain` is the largest singular value of the update's Jacobian from one leaf into
-    the leaves that it rewrites, and `block_error` how far it may be off, by the residual of its singular vectors (0 where the block was formed).
+    length in each leaf after the update. A mode whose multiplier is 0, to within its defect or rounding, has a tangent that vanishes, with the update that leaves no more
+    of it than rounding: there its gain is 0, after that its gains are 1, and its parts are NaN. `block_gain` is the largest singular value of the update's Jacobian from
+    one leaf into the leaves that it rewrites, and `block_error` how far it may be off, by the residual of its singular vectors (0 where the block was formed).
     """
 
     multipliers: Complex[Tensor, "point mode"]

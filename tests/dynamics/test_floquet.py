@@ -81,6 +81,31 @@ def test_gains_that_a_reader_can_check_in_the_head() -> None:
     assert found.block_gain[0].tolist() == [[0.0, 4.0], [0.125, 0.0]]
 
 
+@pytest.mark.parametrize(("scale", "dtype"), [(1e-6, torch.float64), (1.0, torch.float64), (1.0, torch.float32)])
+@pytest.mark.parametrize("seed", range(6))
+def test_what_rounding_leaves_of_a_vanished_tangent_is_no_gain(scale, seed, dtype) -> None:
+    """D is of rank 1: the second update takes a mode to zero, but for rounding, and there is nothing left that a later one could stretch."""
+    a, b, c, d = (scale * one for one in matrices(torch.Generator().manual_seed(seed)))
+    d = d[:, :1] @ d[:1] / scale
+    found = floquet(strobe(linear(*(one.to(dtype) for one in (a, b, c, d))), 2), {name: leaf.to(dtype) for name, leaf in origin_of().items()}, k=5)
+    gone = found.multipliers[0].abs().argmin()
+    alive = found.multipliers[0].abs() > 1e-4 * found.multipliers[0].abs().max()
+    gain = found.gain[0, gone].tolist()
+    if dtype == torch.float64:
+        assert gain[1:] == [0.0, 1.0, 1.0] and found.part[0, gone, 1:].isnan().all()
+    else:  # an eigenvector that is worse than rounding is followed for as long as it stands out of that
+        assert gain[1] < 1e-3 and gain.count(0.0) == 1 and set(gain[gain.index(0.0) + 1 :]) <= {1.0}
+    assert found.gain[0, gone, 0] > 0 and found.part[0, gone, 0].sum().item() == pytest.approx(1)
+    assert (found.gain[0, alive] > 0).all() and found.part[0, alive].isfinite().all()
+
+
+def test_small_gains_that_are_no_rounding_stay() -> None:
+    """A contraction to a millionth in each of two updates, and on."""
+    one = torch.eye(1, dtype=torch.float64)
+    found = floquet(strobe(linear(1e-6 * one, 0 * one, 0 * one, 1e-6 * one), 3), origin_of(1, 1), k=2, method=by_dense)
+    assert (found.gain.prod(2) / 1e-18 - 1).abs().max() < 1e-9 and found.part.isfinite().all()
+
+
 @pytest.fixture(params=["mlp", "attention"])
 def tiny(request):
     """A fresh model of 128 numbers a state, small enough for whole Jacobians."""

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from attractorlab.dynamics.krylov import Jacobian, Krylov, gmres, leading, ritz
+import attractorlab as al
+from attractorlab.dynamics.krylov import Jacobian, Krylov, _Record, gmres, leading, ritz
+from attractorlab.dynamics.spectrum import by_arnoldi, dense_jacobian, spectrum
 from attractorlab.maps import LatentMap
 
 ROUNDING = 1e-12  # of a few hundred float64 operations on numbers near 1
@@ -138,3 +140,50 @@ def test_a_jacobian_multiplies_repeated_rows_and_counts_them(generator):
     assert (ahead[:, :2] - gain[rows][:, None] * v[:, 2:4]).abs().max() < ROUNDING
     assert ((u * ahead).sum(1) - (v * back).sum(1)).abs().max() < ROUNDING * 100
     assert forward.products == 4
+
+
+def overwriting(generator, width, size=0.9):
+    """a <- size tanh(a W + 0.2), b <- sin(a): what b was is never read."""
+    w = matrices(1, width, generator)[0]
+    f = LatentMap(lambda z, x: {"a": size * torch.tanh(z["a"] @ w + 0.2), "b": torch.sin(z["a"])}, {})
+    return f, {name: 0.3 * torch.randn(2, width, generator=generator, dtype=torch.float64) for name in "ab"}
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_products_with_a_leaf_that_is_not_read_are_those_of_the_dense_jacobian(order, transposed, generator):
+    f, z = overwriting(generator, 5)
+    z = {name: z[name] for name in order}
+    dense = dense_jacobian(f, z)
+    v = torch.randn(2, 10, generator=generator, dtype=torch.float64)
+    jacobian = Jacobian(f, z, transposed=transposed)
+    record = _Record(jacobian, torch.arange(2))
+    assert record.usable, "walking back through a record costs a sixth of the plain product"
+    for rows in (torch.tensor([0, 1]), torch.tensor([1])):
+        product = record(v[rows], rows)
+        wanted = torch.einsum("rji,rj->ri" if transposed else "rij,rj->ri", dense[rows], v[rows])
+        assert (product - wanted).abs().max() < ROUNDING
+    assert jacobian.products == 3
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_of_a_map_that_reads_no_leaf_are_zero(transposed, generator):
+    weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    z = {"z": torch.randn(2, 3, generator=generator, dtype=torch.float64)}
+    f = LatentMap(lambda z, x: {"z": weight.sin().expand(len(z["z"]), 3)}, {})
+    product = Jacobian(f, z, transposed=transposed).at(torch.arange(2))
+    assert (product(torch.ones(2, 3, dtype=torch.float64), torch.arange(2)) == 0).all()
+
+
+def test_a_large_state_with_a_leaf_that_is_not_read_is_analysed(generator):
+    f, z = overwriting(generator, 600)
+    dense = torch.linalg.eigvals(dense_jacobian(f, z)).abs().sort(dim=1, descending=True).values[:, :4]
+    for method in (None, by_arnoldi):
+        found = spectrum(f, z, k=4, method=method)
+        assert (found.eigenvalues.abs() - dense).abs().max() < 1e-6
+    assert (al.floquet(f, z, k=2).multipliers.abs() - dense[:, :2]).abs().max() < 1e-6
+    exact = torch.linalg.matrix_norm(dense_jacobian(f, z), 2)
+    assert (al.non_normality(f, z, ticks=2).sigma_max / exact - 1).abs().max() < 1e-6
+    f, z = overwriting(generator, 600, size=0.4)
+    found = al.find_fixed_points(f, z, method=al.by_newton_krylov, tol=1e-9, max_steps=50).require()
+    assert (f.residual(found.states) < 1e-9).all()
