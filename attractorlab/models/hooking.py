@@ -17,6 +17,7 @@ from attractorlab.models.containers import flatten, paths, rebuild
 from attractorlab.models.outputs import read_off
 from attractorlab.models.recording import Recorder, Ref
 from attractorlab.models.replaying import Pair, Unfit, Weight, eagerly, origin_of
+from attractorlab.models.rowwise import check_rows, others
 from attractorlab.models.sightings import Sighting, between, parameters_of
 from attractorlab.models.ticking import Ticks, called, rolled
 from attractorlab.types import Drive, Origin, State
@@ -101,7 +102,7 @@ def hook(
     seen, twin, outputs = _watch_twice(model, block, inputs, 2 if state is None else 1)
     record, rows = seen.record, (_rows(inputs)[0], len(_rows(inputs)[1]))
     ticks = rolled(seen, twin, names) if state is None else called(seen, twin, state, names)
-    pair = Pair(record, twin.record, rows, _owners(model), _drive_names(seen, ticks), {}, {})
+    pair = Pair(record, twin.record, rows, _owners(model), _drive_names(seen, ticks), {}, {}, {})
     try:
         program = ticks.program(pair)
     except Unfit as reason:
@@ -111,7 +112,8 @@ def hook(
             "Make the first axis of the state and of what drives it the row, or give the map by `from_function`",
         ) from None
     start, states, remarks = ticks.states(pair, program)
-    readers, told = ([], []) if readout is not None else read_off(ticks, pair, *outputs)
+    check_rows(ticks, pair, program, _rows(inputs)[1], model)
+    readers, told = ([], []) if readout is not None else read_off(ticks, pair, *outputs, chosen=_rows(inputs)[1], model=model)
     drive = dict(pair.drive)
 
     def read(z: State, x: Drive) -> Mapping[str, Tensor]:
@@ -261,7 +263,7 @@ def _rows(inputs: Inputs) -> tuple[int, list[int]]:
             "Pass one batch, e.g. inputs=x, inputs=(x, mask) or inputs={'x': x}; bind what has no rows to the model beforehand."
         )
     n = next(iter(counts.values()))
-    return n, list(range(n - 1)) if n > 2 else [*range(n), *range(n)]
+    return n, others(n)
 
 
 def _nested(inputs: Sequence[Any] | Mapping[str, Any]) -> Any:

@@ -25,6 +25,9 @@ from attractorlab.models.containers import Shape, flatten, paths
 CONSTANT = -1
 # These give their argument on, as far as values go.
 SAME_VALUE = {"detach", "detach_", "data", "requires_grad_"}
+# These give numbers to what is no longer recorded.
+READING = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+READING |= {"__bool__", "__float__", "__int__", "__index__", "__array__", "__dlpack__", "__contains__"}
 # They choose a faster way, of other rounding, when no mode is watching; so they are recorded from outside, as one event each.
 OPAQUE = (
     nn.Transformer,
@@ -114,6 +117,7 @@ class Recorder(TorchFunctionMode):
         self.calls: list[int] = []  # the events that are calls of the block
         self.dropped: dict[str, int] = {}  # operations that replay leaves out
         self.read_off = 0  # numbers that were read off tensors, as .item() does
+        self.numbers: set[int] = set()  # the whole numbers among them
         self._values: dict[Ref, Tensor] = {}
         self._copies: dict[Ref, Tensor] = {}  # values as they were before somebody wrote into them
         self._current: dict[int, Ref] = {}
@@ -230,8 +234,9 @@ class Recorder(TorchFunctionMode):
             return
         new = [leaf for leaf, _ in given if not any(leaf is old for _, old in tensors)]
         if not writes and not new and begun.call < 0:
-            if not given and begun.name in ("item", "__bool__", "__float__", "__int__", "__index__", "tolist"):
+            if not given and begun.name in READING:
                 self.read_off += 1
+                self.numbers |= {leaf for leaf in found if type(leaf) is int}
             return
         number = len(self.events)
         touched = frozenset(_storage(begun.leaves[at]) for at in writes)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attractorlab.models.recording import Event, Recorder, Ref, copied
-from attractorlab.models.replaying import Pair, Program, Unfit, by_rows
+from attractorlab.models.replaying import FAILURES, Pair, Program, Unfit, by_rows
 from attractorlab.models.rolling import Loop, alike, following, identical, mismatch, roll, same
 from attractorlab.models.sightings import Sighting, arguments, leaf_names, numbered
 
@@ -127,15 +127,14 @@ class Ticks:
         values = [[copied(side.record.value(ref)) for ref in cut] for cut in side.cuts]
         after = [[side.record.value(ref) for ref in refs] for refs in side.after]
         odd = any(x.shape != y.shape or x.dtype != y.dtype for x, y in zip(values[0], after[0], strict=True))
-        values[0] = [_as(x, y) for x, y in zip(values[0], after[0], strict=True)]
+        values[0] = [spread(x, y) for x, y in zip(values[0], after[0], strict=True)]
         begin, got = 0, dict[str, Tensor]()
         for k, (before, wanted) in enumerate(zip(values, after, strict=False)):
             events = [side.record.events[number] for number in side.own[k]]
             got = dict(zip(self.names, before, strict=True))
             fits = all(x.shape == y.shape and x.dtype == y.dtype for x, y in zip(before, wanted, strict=True))
             if fits:
-                with torch.no_grad():
-                    got = program(got, pair.drive, [event.grad for event in events])
+                got = self._replay(k, program, got, pair.drive)
                 # Between a solver's calls values may lie in memory as no iteration lays them, and sums then round otherwise.
                 agree = _close if self.driven else identical
                 fits = all(agree(got[name], y) for name, y in zip(self.names, wanted, strict=True))
@@ -143,9 +142,30 @@ class Ticks:
                 begin = 1
             elif not fits:
                 raise self._differs(k, events, {name: (got[name], y) for name, y in zip(self.names, wanted, strict=True)})
+        k = len(after) - 1
+        if k and all(x.shape == y.shape and x.dtype == y.dtype for x, y in zip(values[k], after[k], strict=True)):
+            again = self._replay(k, program, {name: x.clone() for name, x in zip(self.names, values[k], strict=True)}, pair.drive)
+            if not all((_close if self.driven else identical)(again[name], y) for name, y in zip(self.names, after[k], strict=True)):
+                raise self.seen.error(
+                    f"replayed tick {k + 1} twice, and the second time it differs: the block counts its calls, or keeps something else",
+                    "A tick is a function of the state and of what drives it, however often it was called before",
+                    "Pass what changes through the block's arguments, or give the map by `from_function`",
+                )
         start = dict(zip(self.names, values[begin], strict=True))
         remarks = ["The start is the state after the first tick: the one before is of another shape or dtype."] if begin else []
         return start, {name: torch.stack([value[i] for value in values[begin:]]) for i, name in enumerate(self.names)}, remarks
+
+    def _replay(self, k: int, program: Program, z: Mapping[str, Tensor], drive: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        side = self.sides[0]
+        try:
+            with torch.no_grad():
+                return program(z, drive, [side.record.events[number].grad for number in side.own[k]])
+        except FAILURES as error:
+            raise self.seen.error(
+                f"replayed tick {k + 1}, which ended in {type(error).__name__}: {str(error)[:200]}",
+                "A tick takes the state and what drives it from the arguments of the block, and from nothing that the model keeps elsewhere",
+                "Pass it all through the block's arguments, or give the map by `from_function`",
+            ) from error
 
     def _differs(self, k: int, events: Sequence[Event], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> ValueError:
         random = next((event.name for event in events if event.random), None)
@@ -286,7 +306,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=0, atol=ROUNDINGS * torch.finfo(b.dtype).eps * (1 + float(b.abs().max())), equal_nan=True)
 
 
-def _as(start: Tensor, like: Tensor) -> Tensor:
+def spread(start: Tensor, like: Tensor) -> Tensor:
     """A start in the shape of the states that follow, where it can be spread out to it."""
     fits = start.ndim <= like.ndim and all(a in (1, b) for a, b in zip(reversed(start.shape), reversed(like.shape), strict=False))
     return start.expand(like.shape).clone() if fits else start
