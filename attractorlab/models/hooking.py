@@ -202,7 +202,8 @@ def _watch_twice(
         seen = Sighting(part, block, record, _inputs_of(model, record, inputs))
         if len(record.calls) < least:
             raise seen.error(
-                f"saw {len(record.calls) or 'no'} call{'s' * (len(record.calls) != 1)} of {block!r}",
+                f"saw {len(record.calls) or 'no'} call{'s' * (len(record.calls) != 1)} of {block!r}"
+                + (f", which was called inside {record.inside[0]}, where calls are not seen one by one" if record.inside else ""),
                 f"A loop calls its block {'twice' if least == 2 else 'once'} or more, as a module: `block(...)`",
                 "Pass the name of the block that goes round, or inputs that make it go round",
             )

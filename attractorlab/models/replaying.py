@@ -256,6 +256,9 @@ class Pair:
     def _fixed(self, x: Ref, y: Ref) -> Any:
         """What never changes: a weight, a leaf of the drive, or a table."""
         if x not in self.known:
+            way = self.one.unseen(x)
+            if way is not None:
+                raise Unfit(f"a tensor of shape {list(self.one.value(x).shape)} was made from the state unseen, by {way}")
             a, b = self.one.value(x), self.two.value(y)
             if x.event == CONSTANT and id(self.one.constants[x.out]) in self.owners:
                 self.known[x] = self.owners[id(self.one.constants[x.out])]
