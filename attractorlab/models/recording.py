@@ -114,6 +114,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, block: nn.Module) -> None:
         super().__init__()
         self.model, self.block = model, block
+        self.owned = {id(leaf) for leaf in [*model.parameters(), *model.buffers()]}
         self.events: list[Event] = []
         self.constants: list[Tensor] = []
         self.calls: list[int] = []  # the events that are calls of the block
