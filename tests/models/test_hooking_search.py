@@ -35,7 +35,7 @@ class PerStepBuffer(PerStep):
 
 @pytest.mark.parametrize("make", [PerStep, PerStepBuffer])
 def test_parameters_of_each_step_are_several_while_they_are_equal(make: type[Loop]) -> None:
-    with pytest.raises(ValueError, match="found no loop: `(mul|add)` got another constant than before"):
+    with pytest.raises(ValueError, match=r"found no loop: `(mul|add)` got another constant than before"):
         al.hook(make(), block="block", inputs=X)
 
 
