@@ -202,9 +202,8 @@ class Recorder(TorchFunctionMode):
         self._suspend()
         if len(self._open) > 1 or _transformed():
             if module is self.block:
-                self.inside.append(
-                    "a transform such as `torch.vmap`" if _transformed() else "a module of the library that is seen from outside"
-                )
+                around = self._open[0]
+                self.inside.append("a transform such as `torch.vmap`" if around is None else f"a call of `{around.name}`")
             return
         begun = self._begin(module, type(module).__name__, len(self.calls) if module is self.block else -1, args, kwargs)
         # What a module writes into is known when it is too late.

@@ -106,3 +106,17 @@ class Inside(Loop):
 def test_calls_inside_of_a_transform_are_told() -> None:
     with pytest.raises(ValueError, match=r"saw no calls of 'block', which was called inside a transform such as `torch.vmap`"):
         al.hook(Inside(), block="block", inputs=X)
+
+
+class Nested(Loop):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stack(x[:, None])
+
+
+def test_calls_inside_of_another_watched_module_are_told_by_its_name() -> None:
+    with pytest.raises(ValueError, match=r"saw no calls of 'stack.layers.0', which was called inside a call of `TransformerEncoder`"):
+        al.hook(Nested().eval(), block="stack.layers.0", inputs=X)
