@@ -15,8 +15,9 @@ from attractorlab.maps import DrivenReadout, LatentMap
 from attractorlab.models.base import versions
 from attractorlab.models.containers import flatten, paths, rebuild
 from attractorlab.models.outputs import read_off
-from attractorlab.models.recording import Recorder, Ref
+from attractorlab.models.recording import Recorder, Ref, copied
 from attractorlab.models.replaying import Pair, Unfit, Weight, eagerly, origin_of
+from attractorlab.models.rowwise import check_rows, others
 from attractorlab.models.sightings import Sighting, between, parameters_of
 from attractorlab.models.ticking import Ticks, called, rolled
 from attractorlab.types import Drive, Origin, State
@@ -53,12 +54,14 @@ def hook(
     block: str,
     inputs: Inputs,
     state: str | int | None = None,
+    output: str | int | None = None,
     names: Sequence[str] | None = None,
     readout: Callable[[State], Mapping[str, Tensor]] | None = None,
 ) -> Hooked:
     """The map that a model iterates when it calls its `block` in a loop, and the state where it begins.
 
-    The model runs twice, on `inputs` and on another number of their rows, while all that happens to tensors outside of the block is noted down.
+    The model runs twice, on `inputs` and on another number of their rows in another order, while all that happens to tensors outside of the block is
+    noted down. The ticks of the second run are replayed with what drives the first: row i of the map is row i of the inputs, or there is an error.
     The map repeats one period of what was seen: the calls of the block, and the operations between them. Detaching is left out, so the
     map has a Jacobian also where the model gives none. What the model decides by looking at numbers (when to stop, where to branch) is not part of
     the map. Compiled parts run as they were written. The replayed states equal the model's own bit for bit (under a solver, up to rounding), or there is an
@@ -72,6 +75,7 @@ def hook(
             every tensor is the row.
         state: Where a solver (Anderson, Broyden) calls the block: which of the block's arguments is the state, by name or position. One
             call of the block is then one tick. Leave it out where the model itself goes round.
+        output: With `state`, which of the block's outputs is the next state, by name or position, where several are like it.
         names: Names for the leaves of the state, in their order. Left out, they are called as the block calls the arguments that they are.
         readout: What is read off a state, in place of the rest of the model.
 
@@ -98,10 +102,16 @@ def hook(
         >>> list(z0), list(f.drive), list(f.readout(f(z0)))
         (['hx'], ['input'], ['logits'])
     """
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():  # whose tensors have no derivatives ever after
+            leaves, shape = flatten(inputs if isinstance(inputs, Tensor) else _nested(inputs))
+            ordinary = rebuild(shape, [copied(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+            return hook(model, block=block, inputs=ordinary, state=state, output=output, names=names, readout=readout)
     seen, twin, outputs = _watch_twice(model, block, inputs, 2 if state is None else 1)
     record, rows = seen.record, (_rows(inputs)[0], len(_rows(inputs)[1]))
-    ticks = rolled(seen, twin, names) if state is None else called(seen, twin, state, names)
-    pair = Pair(record, twin.record, rows, _owners(model), _drive_names(seen, ticks), {}, {})
+    results = [record.ref(leaf) for leaf in outputs[0].values()]
+    ticks = rolled(seen, twin, names) if state is None else called(seen, twin, state, names, output=output, results=results)
+    pair = Pair(record, twin.record, rows, _owners(model), _drive_names(seen, ticks), {}, {}, {})
     try:
         program = ticks.program(pair)
     except Unfit as reason:
@@ -111,7 +121,8 @@ def hook(
             "Make the first axis of the state and of what drives it the row, or give the map by `from_function`",
         ) from None
     start, states, remarks = ticks.states(pair, program)
-    readers, told = ([], []) if readout is not None else read_off(ticks, pair, *outputs)
+    check_rows(ticks, pair, program, _rows(inputs)[1], model)
+    readers, told = ([], []) if readout is not None else read_off(ticks, pair, *outputs, chosen=_rows(inputs)[1], model=model)
     drive = dict(pair.drive)
 
     def read(z: State, x: Drive) -> Mapping[str, Tensor]:
@@ -192,6 +203,11 @@ def _watch_twice(
 ) -> tuple[Sighting, Sighting, tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """What was seen of the model on its inputs and on another number of their rows, and what it gave."""
     part = _part(model, block)
+    if isinstance(part, torch.jit.ScriptModule):
+        raise ValueError(
+            f"`hook` got block={block!r}, which is a scripted module. The calls of a block are watched by hooks, which a scripted one does not pass on. "
+            "Hook the model as it was before `torch.jit.script`."
+        )
     chosen = _rows(inputs)[1]
     fewer = _take(inputs, chosen)
     written: list[str] = []
@@ -200,7 +216,8 @@ def _watch_twice(
         seen = Sighting(part, block, record, _inputs_of(model, record, inputs))
         if len(record.calls) < least:
             raise seen.error(
-                f"saw {len(record.calls) or 'no'} call{'s' * (len(record.calls) != 1)} of {block!r}",
+                f"saw {len(record.calls) or 'no'} call{'s' * (len(record.calls) != 1)} of {block!r}"
+                + (f", which was called inside {record.inside[0]}, where calls are not seen one by one" if record.inside else ""),
                 f"A loop calls its block {'twice' if least == 2 else 'once'} or more, as a module: `block(...)`",
                 "Pass the name of the block that goes round, or inputs that make it go round",
             )
@@ -261,7 +278,7 @@ def _rows(inputs: Inputs) -> tuple[int, list[int]]:
             "Pass one batch, e.g. inputs=x, inputs=(x, mask) or inputs={'x': x}; bind what has no rows to the model beforehand."
         )
     n = next(iter(counts.values()))
-    return n, list(range(n - 1)) if n > 2 else [*range(n), *range(n)]
+    return n, others(n)
 
 
 def _nested(inputs: Sequence[Any] | Mapping[str, Any]) -> Any:

@@ -3,15 +3,18 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attractorlab.models.recording import Ref, copied
 from attractorlab.models.replaying import Pair, Program, Unfit, backward, by_rows
 from attractorlab.models.rolling import identical
+from attractorlab.models.rowwise import reads_rows
 from attractorlab.models.ticking import Side, Ticks
 
 
-def read_off(ticks: Ticks, pair: Pair, out: Mapping[str, Tensor], out2: Mapping[str, Tensor]) -> tuple[list[Program], list[str]]:
+def read_off(
+    ticks: Ticks, pair: Pair, out: Mapping[str, Tensor], out2: Mapping[str, Tensor], *, chosen: Sequence[int], model: nn.Module
+) -> tuple[list[Program], list[str]]:
     """Programs for the parts of the model's output that follow from the state, and a sentence on each that is special or left out."""
     remarks: list[str] = []
     ways: dict[int, dict[str, tuple[Ref, Ref]]] = {}
@@ -25,7 +28,7 @@ def read_off(ticks: Ticks, pair: Pair, out: Mapping[str, Tensor], out2: Mapping[
             continue
         try:
             trial = pair.apart()
-            way, program, before, grads = _reader(ticks, trial, {name: refs})
+            way, program, before, grads, second = _reader(ticks, trial, {name: refs})
         except Unfit as reason:
             remarks.append(f"No readout is {name!r}: {reason}.")
             continue
@@ -33,6 +36,9 @@ def read_off(ticks: Ticks, pair: Pair, out: Mapping[str, Tensor], out2: Mapping[
             got = program(before, trial.drive, grads)[name]
         if not identical(got, tensor):
             remarks.append(f"No readout is {name!r}: replayed from the state that was seen, it differs from what the model gave.")
+            continue
+        if not reads_rows(trial, program, second, {name: out2[name]}, chosen, model):
+            remarks.append(f"No readout is {name!r}: its row i does not follow from row i of the state.")
             continue
         ways.setdefault(way, {})[name] = refs
         if way == 1:
@@ -47,15 +53,20 @@ def read_off(ticks: Ticks, pair: Pair, out: Mapping[str, Tensor], out2: Mapping[
 
 def _reader(
     ticks: Ticks, pair: Pair, refs: Mapping[str, tuple[Ref, Ref]], way: int | None = None
-) -> tuple[int, Program, dict[str, Tensor], list[bool]]:
-    """The first way of two that leads from a state to some results: which it was, the program, the state that was seen there, and where gradients were recorded."""
+) -> tuple[int, Program, dict[str, Tensor], list[bool], dict[str, Tensor]]:
+    """The first way of two that leads from a state to some results: which it was, the program, the state that was seen there, where gradients were
+    recorded, and the state that the second run had there.
+    """
     for k in (0, 1) if way is None else (way,):
         one, two = (_cut(side, [both[n] for both in refs.values()], k, ticks.driven) for n, side in enumerate(ticks.sides))
         if one is not None and two is not None:
             known = (dict(zip(one[0], ticks.names, strict=True)), dict(zip(two[0], ticks.names, strict=True)))
             record = ticks.sides[0].record
-            before = {name: copied(record.value(ref)) for ref, name in known[0].items()}
-            return k, pair.program((one[1], two[1]), known, refs), before, [record.events[number].grad for number in one[1]]
+            before, second = (
+                {name: copied(side.record.value(ref)) for ref, name in names.items()}
+                for side, names in zip(ticks.sides, known, strict=True)
+            )
+            return k, pair.program((one[1], two[1]), known, refs), before, [record.events[number].grad for number in one[1]], second
     raise Unfit("it needs more than the last state")
 
 

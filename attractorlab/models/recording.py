@@ -21,10 +21,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from attractorlab.models.containers import Shape, flatten, paths
+from attractorlab.models.unseen import Followed, storage_of
 
 CONSTANT = -1
 # These give their argument on, as far as values go.
 SAME_VALUE = {"detach", "detach_", "data", "requires_grad_"}
+# These give numbers to what is no longer recorded.
+READING = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+READING |= {"__bool__", "__float__", "__int__", "__index__", "__array__", "__dlpack__", "__contains__"}
+LEAVING = {"numpy", "__array__", "__dlpack__", "tolist"}
 # They choose a faster way, of other rounding, when no mode is watching; so they are recorded from outside, as one event each.
 OPAQUE = (
     nn.Transformer,
@@ -109,17 +114,24 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, block: nn.Module) -> None:
         super().__init__()
         self.model, self.block = model, block
+        self.owned = {id(leaf) for leaf in [*model.parameters(), *model.buffers()]}
         self.events: list[Event] = []
         self.constants: list[Tensor] = []
         self.calls: list[int] = []  # the events that are calls of the block
         self.dropped: dict[str, int] = {}  # operations that replay leaves out
         self.read_off = 0  # numbers that were read off tensors, as .item() does
+        self.inside: list[str] = []  # where the block was called unseen
+        self.numbers: set[int] = set()  # the whole numbers among them
         self._values: dict[Ref, Tensor] = {}
         self._copies: dict[Ref, Tensor] = {}  # values as they were before somebody wrote into them
         self._current: dict[int, Ref] = {}
         self._held: list[Tensor] = []  # an id is unique as long as the tensor lives
         self._sharing: dict[int, list[Ref]] = {}
         self._wrote: dict[int, int] = {}
+        self._followed = Followed()
+        self._left: list[str] = []  # how values that rest on the state went to other libraries
+        self._born: list[int] = []  # how many of them had gone when a constant was first seen
+        self._used: dict[Ref, tuple[int, int]] = {}  # between which calls a constant was used first and last
         self._open: list[_Begun | None] = []
         self._pushed = False
 
@@ -129,14 +141,26 @@ class Recorder(TorchFunctionMode):
 
     def storage(self, ref: Ref) -> int:
         """Which memory the tensor lies in."""
-        return _storage(self._values[ref])
+        return storage_of(self._values[ref])
 
     def ref(self, tensor: Tensor) -> Ref:
         """The Ref of a tensor; a new constant for one that no event made."""
         if id(tensor) not in self._current:
             self._note(tensor, Ref(CONSTANT, len(self.constants)))
             self.constants.append(tensor)
+            self._born.append(len(self._left))
         return self._current[id(tensor)]
+
+    def unseen(self, ref: Ref) -> str | None:
+        """How a constant may have come from the state with no operation seen; None if it did not."""
+        if ref.event != CONSTANT:
+            return None
+        if self._followed.rests(self.constants[ref.out]):
+            return "a transform such as `torch.vmap`"
+        if self._followed.knows(self.constants[ref.out]):
+            return None
+        first, last = self._used.get(ref, (0, 0))
+        return f"`{self._left[self._born[ref.out] - 1]}`" if self._born[ref.out] and first == last else None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -146,6 +170,7 @@ class Recorder(TorchFunctionMode):
                 # First before and last after: arguments and outputs are then as the caller of the module sees them.
                 stack.callback(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True).remove)
                 stack.callback(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True).remove)
+            stack.enter_context(self._followed)
             stack.enter_context(self)
             yield
 
@@ -176,6 +201,9 @@ class Recorder(TorchFunctionMode):
         self._open.append(None)
         self._suspend()
         if len(self._open) > 1 or _transformed():
+            if module is self.block:
+                around = self._open[0]
+                self.inside.append("a transform such as `torch.vmap`" if around is None else f"a call of `{around.name}`")
             return
         begun = self._begin(module, type(module).__name__, len(self.calls) if module is self.block else -1, args, kwargs)
         # What a module writes into is known when it is too late.
@@ -203,7 +231,9 @@ class Recorder(TorchFunctionMode):
             if not isinstance(leaf, Tensor):
                 refs.append(leaf)
                 continue
-            ref, where = self.ref(leaf), _storage(leaf)
+            ref, where = self.ref(leaf), storage_of(leaf)
+            if ref.event == CONSTANT:
+                self._used[ref] = self._used.get(ref, (len(self.calls), 0))[0], len(self.calls)
             refs.append(ref)
             if self._wrote.get(where, CONSTANT) > ref.event:  # a view: its memory changed after it was made
                 after.add(self._wrote[where])
@@ -230,11 +260,14 @@ class Recorder(TorchFunctionMode):
             return
         new = [leaf for leaf, _ in given if not any(leaf is old for _, old in tensors)]
         if not writes and not new and begun.call < 0:
-            if not given and begun.name in ("item", "__bool__", "__float__", "__int__", "__index__", "tolist"):
+            if not given and begun.name in READING:
                 self.read_off += 1
+                if begun.name in LEAVING and any(self._followed.rests(leaf) for _, leaf in tensors):
+                    self._left.append(begun.name)
+                self.numbers |= {leaf for leaf in found if type(leaf) is int}
             return
         number = len(self.events)
-        touched = frozenset(_storage(begun.leaves[at]) for at in writes)
+        touched = frozenset(storage_of(begun.leaves[at]) for at in writes)
         self.events.append(
             Event(
                 act=begun.act,
@@ -252,6 +285,8 @@ class Recorder(TorchFunctionMode):
                 random=_dice(begun.leaves) != begun.dice,
             )
         )
+        if begun.call >= 0 or (isinstance(begun.act, nn.Module) and any(self._followed.rests(leaf) for _, leaf in tensors)):
+            self._followed.follow([*new, *(begun.leaves[at] for at in writes)])
         for where in touched:
             self._wrote[where] = number
         for out_number, (leaf, _) in enumerate(given):
@@ -269,7 +304,7 @@ class Recorder(TorchFunctionMode):
         self._held.append(tensor)
         if ref not in self._values:
             self._values[ref] = tensor
-            self._sharing.setdefault(_storage(tensor), []).append(ref)
+            self._sharing.setdefault(storage_of(tensor), []).append(ref)
 
 
 def copied(tensor: Tensor) -> Tensor:
@@ -311,13 +346,6 @@ def _transformed() -> bool:
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
-
-
-def _storage(tensor: Tensor) -> int:
-    """A number for the memory that a tensor lies in; another for each tensor whose memory has no address."""
-    if tensor.layout != torch.strided:
-        return -id(tensor)
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _dice(leaves: Sequence[Any]) -> tuple[bytes, ...]:

@@ -168,6 +168,10 @@ def origin_of(model: nn.Module, like: Tensor) -> Origin:
     )
 
 
+# What an operation says to arguments that do not fit it.
+FAILURES = (RuntimeError, IndexError, ValueError, TypeError, KeyError, AttributeError, AssertionError)
+
+
 class Unfit(Exception):
     """Why two runs with different numbers of rows are not one program."""
 
@@ -183,10 +187,11 @@ class Pair:
     names: Mapping[Ref, str]
     drive: dict[str, Tensor]
     known: dict[Ref, Any]
+    mates: dict[Any, Ref]  # what the second run had in the place of a leaf of the drive, or of a table
 
     def apart(self) -> "Pair":
         """The same, for a trial: what it finds to be the drive is not kept."""
-        return replace(self, drive=dict(self.drive), known=dict(self.known))
+        return replace(self, drive=dict(self.drive), known=dict(self.known), mates=dict(self.mates))
 
     def program(
         self,
@@ -234,6 +239,10 @@ class Pair:
             if same(x, y) and not isinstance(x, Ref):
                 return x
             if type(x) is type(y) is int and x % self.rows[0] == 0 and x * self.rows[1] == y * self.rows[0]:
+                if self.rows[0] == 1 < x and x in self.one.numbers:
+                    raise Unfit(
+                        f"`{what}` got {x}, which was read off a tensor, and with one row it cannot be told from {x} times the rows"
+                    )
                 return Rows(x // self.rows[0])
             raise Unfit(f"`{what}` got {_said(x)} and then {_said(y)}")
         sides = [
@@ -247,18 +256,25 @@ class Pair:
     def _fixed(self, x: Ref, y: Ref) -> Any:
         """What never changes: a weight, a leaf of the drive, or a table."""
         if x not in self.known:
+            way = self.one.unseen(x)
+            if way is not None:
+                raise Unfit(f"a tensor of shape {list(self.one.value(x).shape)} was made from the state unseen, by {way}")
             a, b = self.one.value(x), self.two.value(y)
             if x.event == CONSTANT and id(self.one.constants[x.out]) in self.owners:
                 self.known[x] = self.owners[id(self.one.constants[x.out])]
             elif a.shape == b.shape:
                 self.known[x] = Table(copied(a))
             elif by_rows(a, b, self.rows):
-                twin = next((s for ref, s in self.known.items() if isinstance(s, Driving) and alike(self.one, ref, x)), None)
+                twin = next((s for ref, s in self.known.items() if isinstance(s, Driving) and self._alike(s, ref, x, y)), None)
                 self.known[x] = twin or Driving(numbered(self.names.get(x) or self._maker(x), self.drive))
                 self.drive.setdefault(self.known[x].name, copied(a))
             else:
                 raise Unfit(f"a constant of shape {list(a.shape)} became {list(b.shape)} when {self.rows[0]} rows became {self.rows[1]}")
+            self.mates.setdefault(self.known[x], y)
         return self.known[x]
+
+    def _alike(self, source: Driving, ref: Ref, x: Ref, y: Ref) -> bool:
+        return alike(self.one, ref, x) and alike(self.two, self.mates[source], y)
 
     def _maker(self, ref: Ref) -> str:
         return "constant" if ref.event == CONSTANT else self.one.events[ref.event].name

@@ -87,25 +87,29 @@ class Loop:
 
 
 def roll(record: Recorder) -> Loop | None:
-    """The loop that covers most calls of the block, or None if nothing repeats."""
-    best: tuple[int, Loop] | None = None
-    for n in range(len(record.calls), 1, -1):
+    """The loop that covers most calls of the block, of the shortest period, or None if nothing repeats."""
+    best: tuple[tuple[int, int], Loop] | None = None
+    whole = len(record.calls)
+    for n in range(whole, 1, -1):
+        if best is not None and best[0][0] >= (n - 1 if best[1].calls == 1 else n + 1):
+            break
         full = needed(record, [record.calls[n - 1]])
         calls = [at for at, number in enumerate(full) if record.events[number].call >= 0]
-        for p in range(1, len(calls)):
+        for p in range(1, min(len(calls) - 1, whole // 2) + 1):
             # What the last call needs is all of the loop but for what its own turn does for a turn that never comes. So the loop is also sought up to
             # the turn before, from where it goes on by itself.
             for last in (-1, -p - 1):
-                if (best is None or best[0] < n) and len(calls) + last - p >= 0:
-                    order = full[: calls[last] + 1]
+                if len(calls) + last - p >= 0:
                     length = calls[last] - calls[last - p]
-                    begin, _ = _walk(record, order, length)
-                    loop = _cut(record, order, begin, length, p)
-                    covered = 0 if loop is None else sum(record.events[number].call >= 0 for number in loop.order[begin:])
-                    if loop is not None and (best is None or covered > best[0]):
-                        best = covered, loop
-        if best is not None and best[0] >= n - 1:
-            break
+                    begin, _ = _walk(record, full[: calls[last] + 1], length)
+                    like = last - 2 * p + 1  # a whole turn is like the one before, unless the run is too short to say
+                    if begin > (calls[like] if len(calls) + like >= 0 else calls[last] - length):
+                        continue
+                    loop = _cut(record, full[: calls[last] + 1], begin, length, p)
+                    if loop is not None:
+                        covered = sum(record.events[number].call >= 0 for number in loop.order[loop.base :])
+                        if best is None or (covered, -p) > best[0]:
+                            best = (covered, -p), loop
     return None if best is None else best[1]
 
 
@@ -146,10 +150,12 @@ def same(a: Any, b: Any) -> bool:
 
 
 def alike(record: Recorder, a: Ref, b: Ref) -> bool:
-    """Whether two values are one, or two constants of equal numbers."""
+    """Whether two values are one, or two constants of equal numbers, neither of them a parameter or buffer."""
     if a == b:
         return True
-    return a.event == b.event == CONSTANT and identical(record.value(a), record.value(b))
+    if not a.event == b.event == CONSTANT or record.owned & {id(record.constants[a.out]), id(record.constants[b.out])}:
+        return False  # two parameters are two, also while they are equal
+    return identical(record.value(a), record.value(b))
 
 
 def identical(a: Tensor, b: Tensor) -> bool:
@@ -229,13 +235,20 @@ def _short(value: Any) -> str:
 def _cut(record: Recorder, order: tuple[int, ...], begin: int, length: int, calls: int) -> Loop | None:
     """The loop, cut where the fewest values cross; among equals as late as possible, which is where the next tick begins."""
     least, number = len(order), order[-1] + 1
-    while number < len(record.events):  # the loop goes on as long as what it does next is found
-        if _follows(record, (*order, number), record.events[number], record.events[order[len(order) - length]], length, begin):
-            order = (*order, number)
-            number = order[-1]
+    passed = 0
+    while number < len(record.events) and passed < 2:  # the loop goes on as long as what it does next is found
+        event = record.events[number]
+        pattern = record.events[order[len(order) - length]]
+        if event.act == pattern.act and _follows(record, (*order, number), event, pattern, length, begin):
+            order, passed = (*order, number), 0
+        elif event.call >= 0:
+            passed += 1  # a call of the block for something else
         number += 1
     best: Loop | None = None
-    for end in range(max(least, len(order) - length + 1), len(order) + 1):
+    ends = [*range(max(least, len(order) - length + 1, begin + 2 * length), len(order) + 1)]
+    for end in [*ends, least] if least < len(order) else ends:
+        if best is not None and end < len(best.order):
+            continue  # what comes after belongs to the loop
         for periods in range((end - begin) // length, 1, -1):
             loop = _build(record, order[:end], length, periods, calls)
             if loop is not None:
@@ -246,8 +259,6 @@ def _cut(record: Recorder, order: tuple[int, ...], begin: int, length: int, call
 
 
 def _follows(record: Recorder, order: Sequence[int], event: Event, pattern: Event, length: int, begin: int) -> bool:
-    if event.act != pattern.act:
-        return False
     need = _unify(record, order, event, pattern, length)
     known = all(not isinstance(ref, Ref) or ref.event == CONSTANT or _position(order, ref) is not None for ref in event.leaves)
     return known and not isinstance(need, str) and need <= begin

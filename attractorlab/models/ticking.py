@@ -1,13 +1,13 @@
 """Ticks: one period of a recorded loop, or one call that a solver makes, ready to be replayed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from attractorlab.models.recording import Event, Recorder, Ref, copied
-from attractorlab.models.replaying import Pair, Program, Unfit, by_rows
+from attractorlab.models.recording import CONSTANT, Event, Recorder, Ref, copied
+from attractorlab.models.replaying import FAILURES, Pair, Program, Unfit, by_rows
 from attractorlab.models.rolling import Loop, alike, following, identical, mismatch, roll, same
 from attractorlab.models.sightings import Sighting, arguments, leaf_names, numbered
 
@@ -111,6 +111,10 @@ class Ticks:
             x, y = one.record.value(a), two.record.value(b)
             if not by_rows(x, y, pair.rows):
                 raise Unfit(f"the state {name!r} has shapes {list(x.shape)} and {list(y.shape)}")
+            if x.is_complex():
+                raise Unfit(
+                    f"the state {name!r} is of {x.dtype}, and states are of real numbers: let the block pass `torch.view_as_real` of it"
+                )
             if not x.is_floating_point():
                 raise Unfit(f"the state {name!r} is of {x.dtype}, a counter or mask that goes round with it, and not of real numbers")
         entries = tuple(side.known(side.cuts[side.replayed], self.names) for side in self.sides)
@@ -127,15 +131,14 @@ class Ticks:
         values = [[copied(side.record.value(ref)) for ref in cut] for cut in side.cuts]
         after = [[side.record.value(ref) for ref in refs] for refs in side.after]
         odd = any(x.shape != y.shape or x.dtype != y.dtype for x, y in zip(values[0], after[0], strict=True))
-        values[0] = [_as(x, y) for x, y in zip(values[0], after[0], strict=True)]
+        values[0] = [spread(x, y) for x, y in zip(values[0], after[0], strict=True)]
         begin, got = 0, dict[str, Tensor]()
         for k, (before, wanted) in enumerate(zip(values, after, strict=False)):
             events = [side.record.events[number] for number in side.own[k]]
             got = dict(zip(self.names, before, strict=True))
             fits = all(x.shape == y.shape and x.dtype == y.dtype for x, y in zip(before, wanted, strict=True))
             if fits:
-                with torch.no_grad():
-                    got = program(got, pair.drive, [event.grad for event in events])
+                got = self._replay(k, program, got, pair.drive)
                 # Between a solver's calls values may lie in memory as no iteration lays them, and sums then round otherwise.
                 agree = _close if self.driven else identical
                 fits = all(agree(got[name], y) for name, y in zip(self.names, wanted, strict=True))
@@ -143,9 +146,30 @@ class Ticks:
                 begin = 1
             elif not fits:
                 raise self._differs(k, events, {name: (got[name], y) for name, y in zip(self.names, wanted, strict=True)})
+        k = len(after) - 1
+        if k and all(x.shape == y.shape and x.dtype == y.dtype for x, y in zip(values[k], after[k], strict=True)):
+            again = self._replay(k, program, {name: x.clone() for name, x in zip(self.names, values[k], strict=True)}, pair.drive)
+            if not all((_close if self.driven else identical)(again[name], y) for name, y in zip(self.names, after[k], strict=True)):
+                raise self.seen.error(
+                    f"replayed tick {k + 1} twice, and the second time it differs: the block counts its calls, or keeps something else",
+                    "A tick is a function of the state and of what drives it, however often it was called before",
+                    "Pass what changes through the block's arguments, or give the map by `from_function`",
+                )
         start = dict(zip(self.names, values[begin], strict=True))
         remarks = ["The start is the state after the first tick: the one before is of another shape or dtype."] if begin else []
         return start, {name: torch.stack([value[i] for value in values[begin:]]) for i, name in enumerate(self.names)}, remarks
+
+    def _replay(self, k: int, program: Program, z: Mapping[str, Tensor], drive: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        side = self.sides[0]
+        try:
+            with torch.no_grad():
+                return program(z, drive, [side.record.events[number].grad for number in side.own[k]])
+        except FAILURES as error:
+            raise self.seen.error(
+                f"replayed tick {k + 1}, which ended in {type(error).__name__}: {str(error)[:200]}",
+                "A tick takes the state and what drives it from the arguments of the block, and from nothing that the model keeps elsewhere",
+                "Pass it all through the block's arguments, or give the map by `from_function`",
+            ) from error
 
     def _differs(self, k: int, events: Sequence[Event], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> ValueError:
         random = next((event.name for event in events if event.random), None)
@@ -211,7 +235,9 @@ def rolled(seen: Sighting, twin: Sighting, names: Sequence[str] | None) -> Ticks
     return Ticks(words, loop.calls, (_side(loop), _side(other)), seen, False)
 
 
-def called(seen: Sighting, twin: Sighting, state: str | int, names: Sequence[str] | None) -> Ticks:
+def called(
+    seen: Sighting, twin: Sighting, state: str | int, names: Sequence[str] | None, *, output: str | int | None, results: Iterable[Ref]
+) -> Ticks:
     """The ticks of a block that a solver calls: one call each.
 
     Raises:
@@ -242,6 +268,8 @@ def called(seen: Sighting, twin: Sighting, state: str | int, names: Sequence[str
                 "Name another state, or give the map by `from_function`",
             )
     outputs = _outputs_like(record, first, places)
+    if outputs is not None and len(places) == 1:
+        outputs = [_chosen(seen, outputs, [places[0]], output, results)]
     if not places or outputs is None:
         raise seen.error(
             f"saw {seen.name!r} give nothing of the shape of its argument {chosen!r}",
@@ -260,20 +288,58 @@ def _side(loop: Loop) -> Side:
     return Side(loop.record, own, loop.periods - 1, cuts, cuts[1:], following(loop.record, roots))
 
 
-def _call_side(record: Recorder, places: Sequence[int], outputs: int) -> Side:
+def _call_side(record: Recorder, places: Sequence[int], outputs: Sequence[int]) -> Side:
     calls = record.calls
     cuts = tuple(tuple(record.events[number].leaves[i] for i in places) for number in calls)
-    after = tuple(tuple(Ref(number, k) for k in range(outputs)) for number in calls)
+    after = tuple(tuple(Ref(number, k) for k in outputs) for number in calls)
     return Side(record, tuple((number,) for number in calls), 0, cuts, after, following(record, set(calls)))
 
 
-def _outputs_like(record: Recorder, call: Event, places: Sequence[int]) -> int | None:
-    """How many of the call's first outputs are the next state; None if they are not of its shapes."""
+def _outputs_like(record: Recorder, call: Event, places: Sequence[int]) -> list[int] | None:
+    """Which of the call's outputs may be the next state: all that are like it, or, for several leaves, the first; None if they are not of its shapes."""
     number = record.calls[call.call]
     wanted = [record.value(call.leaves[i]) for i in places]
-    given = [record.value(Ref(number, k)) for k in range(min(call.outputs, len(wanted)))]
-    fits = len(given) == len(wanted) and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(given, wanted, strict=True))
-    return len(wanted) if fits else None
+    given = [record.value(Ref(number, k)) for k in range(call.outputs)]
+    if len(wanted) == 1:
+        return [k for k, a in enumerate(given) if a.shape == wanted[0].shape and a.dtype == wanted[0].dtype] or None
+    fits = len(given) >= len(wanted) and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(given, wanted, strict=False))
+    return [*range(len(wanted))] if fits else None
+
+
+def _chosen(seen: Sighting, like: Sequence[int], places: Sequence[int], output: str | int | None, results: Iterable[Ref]) -> int:
+    """The one of some outputs that is the next state: the one that was named, or that later calls, or else the model's result, rest on."""
+    record = seen.record
+    labels = record.events[record.calls[0]].labels
+    if output is not None:
+        found = [k for k in like if str(output) in (labels[k], labels[k].split(".")[0])]
+    else:
+        found = list(like)
+        for targets in ([record.events[number].leaves[i] for number in record.calls[1:] for i in places], [*results]):
+            used = _used(record, targets)
+            found = [k for k in like if any(Ref(number, k) in used for number in record.calls)] if len(found) != 1 else found
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(repr(labels[k]) for k in like)
+    raise seen.error(
+        f"saw {seen.name!r} give {len(like)} tensors like its state: {listed}"
+        + (f", and got output={output!r}" if output is not None else ""),
+        "A tick gives back one state, and it cannot be seen which of them it is",
+        f"Name it: `hook(..., output={labels[like[0]]!r})`",
+    )
+
+
+def _used(record: Recorder, targets: Sequence[Ref]) -> set[Ref]:
+    """All values that some values rest on, and these; of a call, what it gave and not what it took."""
+    found: set[Ref] = set()
+    open_ = list(targets)
+    while open_:
+        ref = open_.pop()
+        if ref not in found:
+            found.add(ref)
+            if ref.event != CONSTANT and record.events[ref.event].call < 0:
+                open_ += record.events[ref.event].refs
+                open_ += [one for number in record.events[ref.event].after for one in record.events[number].refs]
+    return found
 
 
 def _constant(record: Recorder, a: object, b: object) -> bool:
@@ -286,7 +352,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=0, atol=ROUNDINGS * torch.finfo(b.dtype).eps * (1 + float(b.abs().max())), equal_nan=True)
 
 
-def _as(start: Tensor, like: Tensor) -> Tensor:
+def spread(start: Tensor, like: Tensor) -> Tensor:
     """A start in the shape of the states that follow, where it can be spread out to it."""
     fits = start.ndim <= like.ndim and all(a in (1, b) for a, b in zip(reversed(start.shape), reversed(like.shape), strict=False))
     return start.expand(like.shape).clone() if fits else start
