@@ -107,6 +107,8 @@ def hook(
             leaves, shape = flatten(inputs if isinstance(inputs, Tensor) else _nested(inputs))
             ordinary = rebuild(shape, [copied(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
             return hook(model, block=block, inputs=ordinary, state=state, output=output, names=names, readout=readout)
+    if output is not None and state is None:
+        raise ValueError(f"`hook` got output={output!r} without a state. Which output is the state is found from the calls unless a solver makes them. Name the state too: state=\"z\".")
     seen, twin, outputs = _watch_twice(model, block, inputs, 2 if state is None else 1)
     record, rows = seen.record, (_rows(inputs)[0], len(_rows(inputs)[1]))
     results = [record.ref(leaf) for leaf in outputs[0].values()]

@@ -120,3 +120,8 @@ class Nested(Loop):
 def test_calls_inside_of_another_watched_module_are_told_by_its_name() -> None:
     with pytest.raises(ValueError, match=r"saw no calls of 'stack.layers.0', which was called inside a call of `TransformerEncoder`"):
         al.hook(Nested().eval(), block="stack.layers.0", inputs=X)
+
+
+def test_an_output_is_named_only_with_a_state():
+    with pytest.raises(ValueError, match=r"`hook` got output='z' without a state.*Name the state too"):
+        al.hook(torch.nn.Sequential(torch.nn.Linear(2, 2)), block="0", inputs=torch.ones(3, 2), output="z")
