@@ -42,7 +42,7 @@ def run() -> tuple[str, list[Finding]]:
     return (
         f"Digits of blank cells are read with more than {READ:.0%} (lower end of the interval) by a probe on z_H {when['z_H']}, on z_L {when['z_L']}; by the model's own readout of z_H {when['own']}. "
         f"Paired on the {len(held)} held-out puzzles, the probe on z_H is ahead of the model's readout {ahead['z_H']}, that on z_L {ahead['z_L']}. "
-        f"Ticks are recursions ({f.clock}); probes are trained on 70 % of {PUZZLES} puzzles; the control is the digits of another puzzle."
+        f"Ticks are recursions ({f.clock}); probes are trained on {fit.train_instances} of {len(puzzles)} puzzles; the control is the digits of another puzzle."
     ), findings
 
 

@@ -38,4 +38,4 @@ def run() -> tuple[str, list[Finding]]:
         else:
             words.append(f"No start of {name} fails")
         findings.append(Finding(f"{name}: solved", *cluster_share(~failed, conv.instance, level=LEVEL), len(failed), "share of starts", "convergence"))
-    return f"{'. '.join(words)}, {TICKS} segments after {STARTS} random starts on each of {PUZZLES} puzzles (residual below {TOL:g} is rest).", findings
+    return f"{'. '.join(words)}, {TICKS} segments after {STARTS} random starts on each of {len(puzzles)} puzzles (residual below {TOL:g} is rest).", findings

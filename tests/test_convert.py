@@ -50,7 +50,7 @@ def test_a_report_is_made_of_a_converted_model_beside_a_bundled_one(official, tm
     _, path = official
     out = tmp_path / "model.safetensors"
     assert main(["convert", str(path), "--out", str(out), "--task", "sudoku-4"]) == 0
-    report = ["report", str(out), "--rows", "4", "--starts", "4", "--ticks", "8", "--baseline", "eqr-sudoku-4", "--out", str(tmp_path / "report")]
+    report = ["report", str(out), "--rows", "2", "--starts", "2", "--ticks", "6", "--baseline", "eqr-sudoku-4", "--out", str(tmp_path / "report")]
     assert main(report) == 0
     assert (tmp_path / "report" / "index.html").stat().st_size > 10_000
     assert "instead of" in (tmp_path / "report" / "index.html").read_text()

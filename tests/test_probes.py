@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from attractorlab import tasks
 from attractorlab.probes import add_to_log, run_probe
 
 PROBES = sorted((Path(__file__).parents[1] / "probes").glob("*.py"))
@@ -12,7 +13,13 @@ PROBES = sorted((Path(__file__).parents[1] / "probes").glob("*.py"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PROBES, ids=lambda path: path.stem)
-def test_the_probe_answers_its_question_with_numbers(path):
+def test_the_probe_answers_its_question_with_numbers(path, monkeypatch):
+    load = tasks.load
+
+    def fewer(*args, rows, **options):  # as many puzzles as a test has time for; the log holds the outcome on all
+        return load(*args, rows=slice(0, min(rows.stop, 40)), **options)
+
+    monkeypatch.setattr(tasks, "load", fewer)
     outcome = run_probe(path)
     assert outcome.question.endswith("?") and re.search(r"\d", outcome.answer) and outcome.findings
     assert all(one.n > 0 for one in outcome.findings)

@@ -189,8 +189,8 @@ def test_instances_of_another_task_are_refused(model):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (lambda: TRMConfig("toy", 5, 4, prefix=-1), r"`TRMConfig` got prefix=-1\. It is a whole number of 0 or more"),
-        (lambda: TRMConfig("toy", 5, 4, blocks=0), r"`TRMConfig` got blocks=0\. It is a whole number of 1 or more"),
+        (lambda: TRMConfig("toy", 5, 4, prefix=-1), r"`TRMConfig` got prefix=-1\. It is a whole number from 0 to 65,536"),
+        (lambda: TRMConfig("toy", 5, 4, blocks=0), r"`TRMConfig` got blocks=0\. It is a whole number from 1 to"),
         (lambda: HRMConfig("toy", 5, 4, H_blocks=0), r"`HRMConfig` got H_blocks=0"),
         (lambda: HRMConfig("toy", 5, 4, positions="learned"), r"`HRMConfig` got positions='learned'\. It is one of rotary, none"),
         (lambda: HRMConfig("toy", 5, 4, mixer="attention", width=20, heads=4), r"`HRMConfig` got width=20 for 4 heads.*Use width=16"),
