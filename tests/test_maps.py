@@ -180,6 +180,15 @@ def test_a_strobed_map_has_the_updates_of_all_its_ticks(driven: tuple[LatentMap,
     assert strobe(f, 2).updates == ()
 
 
+def test_a_map_says_when_its_rule_is_its_updates_by_construction(driven: tuple[LatentMap, State]) -> None:
+    f, _ = driven
+    g = halves(f.drive)
+    assert g.made_of_updates and g.take([2, 0]).made_of_updates and strobe(g, 3).made_of_updates
+    other = replace(g, rule=f.rule)
+    assert not f.made_of_updates and not other.made_of_updates and not strobe(other, 3).made_of_updates
+    assert not replace(g, updates=g.updates[:1]).made_of_updates and not replace(g, updates=()).made_of_updates
+
+
 def test_a_driven_readout_follows_the_rows(driven: tuple[LatentMap, State]) -> None:
     f, z = driven
     g = replace(f, readout=DrivenReadout(lambda z, d: {"sum": z["c"] + d["x"]}, f.drive))

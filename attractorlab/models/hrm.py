@@ -1,6 +1,5 @@
 """HRM, the Hierarchical Reasoning Model, as published: z_H and z_L have stacks of their own."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attractorlab.models.recursion import AbstractRecursion, AbstractShape
-from attractorlab.types import Drive, State
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class HRM(AbstractRecursion):
     """The Hierarchical Reasoning Model (Wang et al. 2025, arXiv 2506.21734).
 
     One tick, the recursion, is `L_cycles` updates z_L <- Blocks_L(z_L + z_H + x), then z_H <- Blocks_H(z_H + z_L). A segment is
-    ``strobe(f, H_cycles)``. The start is fixed; `random_start` draws others, which the model has not seen in training.
+    ``strobe(f, H_cycles)``. The start is fixed; `random_start` draws others, which the model has not seen in training. The published run stops where the readout `halt` exceeds `continue`.
     """
 
     config: HRMConfig
@@ -40,17 +38,8 @@ class HRM(AbstractRecursion):
         self.L_level = self.stack(config.L_blocks)
         self.draw(generator)
 
-    def start(self, drive: Drive, *, generator: torch.Generator) -> State:
-        """The model's fixed start on every row of `drive`; nothing is drawn."""
-        return self.fixed_start(drive)
-
     def update_L(self, h: Float[Tensor, "row token width"], injection: Tensor) -> Float[Tensor, "row token width"]:
         return self.L_level(h, injection, self.get_buffer("cos"), self.get_buffer("sin"))
 
     def update_H(self, h: Float[Tensor, "row token width"], injection: Tensor) -> Float[Tensor, "row token width"]:
         return self.H_level(h, injection, self.get_buffer("cos"), self.get_buffer("sin"))
-
-    def readout(self, z: State) -> Mapping[str, Tensor]:
-        """The logits of every site, and the two halting values: the published run stops where `halt` exceeds `continue`."""
-        halting = self.halting(z)
-        return {"logits": self.answer(z), "halt": halting[:, 0], "continue": halting[:, 1]}

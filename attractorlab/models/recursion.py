@@ -2,14 +2,14 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from attractorlab.maps import Update, in_turn
+from attractorlab.maps import LatentMap, Update, in_turn
 from attractorlab.models.base import AbstractReasoner
 from attractorlab.models.layers import Block, Embedding, Linear, Stack, rotary_tables, truncated_normal_
 from attractorlab.types import Drive, Instance, State
@@ -85,7 +85,7 @@ class AbstractShape:
 class AbstractRecursion(AbstractReasoner):
     """A reasoner of two leaves, z_H and z_L, each [row token width]. One tick, the recursion, is `L_cycles` updates of z_L, then one of z_H.
 
-    Write `start`, `readout`, `update_L` and `update_H`.
+    Write `update_L` and `update_H`. The start is fixed and the readout that of TRM and HRM, unless a subclass has its own.
     """
 
     clock = "recursion"
@@ -130,6 +130,15 @@ class AbstractRecursion(AbstractReasoner):
         prefix = self.get_buffer("prefix") if self.config.prefix else None
         return {"x": injected(self.embed_tokens, prefix, instance.inputs)}
 
+    def bind(self, instance: Instance) -> LatentMap:
+        """The map of one recursion with `instance` bound. Its rule is its updates themselves, unless a subclass has a `tick` of its own."""
+        f = super().bind(instance)
+        return replace(f, rule=in_turn(f.updates)) if type(self).tick is AbstractRecursion.tick else f
+
+    def start(self, drive: Drive, *, generator: torch.Generator) -> State:
+        """The model's fixed start on every row of `drive`; nothing is drawn."""
+        return self.fixed_start(drive)
+
     def fixed_start(self, drive: Drive) -> State:
         """The start that the model holds: one vector for z_H and one for z_L, on every token of every row of `drive`."""
         shape = drive["x"].shape
@@ -154,6 +163,11 @@ class AbstractRecursion(AbstractReasoner):
     def updates(self) -> tuple[Update, ...]:
         """The recursion as `L_cycles` updates of z_L, "L0", "L1", ..., and one of z_H, "H"."""
         return parts(self.config.L_cycles, self.update_L, self.update_H)
+
+    def readout(self, z: State) -> Mapping[str, Tensor]:
+        """The logits of every site, and the two halting values, `halt` and `continue`."""
+        halting = self.halting(z)
+        return {"logits": self.answer(z), "halt": halting[:, 0], "continue": halting[:, 1]}
 
     def answer(self, z: State) -> Float[Tensor, "row site class"]:
         """The logits of the instance's sites, read off z_H behind the prefix."""

@@ -1,6 +1,5 @@
 """TRM, the Tiny Recursive Model, as published: one stack for both leaves, a fixed start, prefix tokens, no damping."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attractorlab.models.recursion import AbstractRecursion, AbstractShape
-from attractorlab.types import Drive, State
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class TRM(AbstractRecursion):
     """The Tiny Recursive Model (Jolicoeur-Martineau 2025, arXiv 2510.04871).
 
     One tick, the recursion, is `L_cycles` updates z_L <- Blocks(z_L + z_H + x), then z_H <- Blocks(z_H + z_L). A segment is
-    ``strobe(f, H_cycles)``. The start is fixed; `random_start` draws others, which the model has not seen in training.
+    ``strobe(f, H_cycles)``. The start is fixed; `random_start` draws others, which the model has not seen in training. Most trainings leave the readout `continue` as it was.
     """
 
     config: TRMConfig
@@ -37,17 +35,8 @@ class TRM(AbstractRecursion):
         self.L_level = self.stack(config.blocks)
         self.draw(generator)
 
-    def start(self, drive: Drive, *, generator: torch.Generator) -> State:
-        """The model's fixed start on every row of `drive`; nothing is drawn."""
-        return self.fixed_start(drive)
-
     def update_L(self, h: Float[Tensor, "row token width"], injection: Tensor) -> Float[Tensor, "row token width"]:
         return self.L_level(h, injection, self.get_buffer("cos"), self.get_buffer("sin"))
 
     def update_H(self, h: Float[Tensor, "row token width"], injection: Tensor) -> Float[Tensor, "row token width"]:
         return self.L_level(h, injection, self.get_buffer("cos"), self.get_buffer("sin"))
-
-    def readout(self, z: State) -> Mapping[str, Tensor]:
-        """The logits of every site, the halting logit, and the second halting value, `continue`, which most trainings leave as it was."""
-        halting = self.halting(z)
-        return {"logits": self.answer(z), "halt": halting[:, 0], "continue": halting[:, 1]}

@@ -7,7 +7,8 @@ import pickletools
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -153,16 +154,9 @@ def read_as_data(path: Path) -> Archive:
         raise CheckpointError(
             f"{path} was written on a big-endian machine. Only little-endian files are read. Save it again with torch on a little-endian machine."
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of odd escapes in texts
-            _check_opcodes(records["data.pkl"])
-            holds = _Reader(io.BytesIO(records["data.pkl"])).load()
-    except MALFORMED as error:
-        raise CheckpointError(
-            f"{path} holds a pickle that cannot be read as data ({_said(error)}). A checkpoint is made of containers, numbers, text and tensors. "
-            "Save its state dict alone: torch.save(model.state_dict(), path)."
-        ) from None
+    with _as_data(path):
+        _check_opcodes(records["data.pkl"])
+        holds = _Reader(io.BytesIO(records["data.pkl"])).load()
     return Archive(path, holds, {name.removeprefix("data/"): content for name, content in records.items() if name.startswith("data/")})
 
 
@@ -171,15 +165,22 @@ def _check_pickle(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.filename.endswith("data.pkl"):
-                try:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore", DeprecationWarning)
-                        _check_opcodes(archive.read(info))
-                except MALFORMED as error:
-                    raise CheckpointError(
-                        f"{path} holds a pickle that cannot be read as data ({_said(error)}). A checkpoint is made of containers, numbers, text and tensors. "
-                        "Save its state dict alone: torch.save(model.state_dict(), path)."
-                    ) from None
+                with _as_data(path):
+                    _check_opcodes(archive.read(info))
+
+
+@contextmanager
+def _as_data(path: Path) -> Iterator[None]:
+    """Turns what a pickle that is no data raises into a CheckpointError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of odd escapes in texts
+            yield
+    except MALFORMED as error:
+        raise CheckpointError(
+            f"{path} holds a pickle that cannot be read as data ({_said(error)}). A checkpoint is made of containers, numbers, text and tensors. "
+            "Save its state dict alone: torch.save(model.state_dict(), path)."
+        ) from None
 
 
 def check_archive(path: Path) -> None:
