@@ -102,7 +102,7 @@ def record(
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="A configuration: eqr-sudoku-4, eqr-sudoku-6, trm-sudoku-6 or eqr-sudoku-9.")],
+    config: Annotated[str, typer.Argument(help="A configuration: eqr-sudoku-4, eqr-sudoku-6 or eqr-sudoku-9; trm-sudoku-6 or trm-sudoku-9; feedforward-sudoku-9.")],
     out: Annotated[Path, typer.Option(help="Folder for model.safetensors, state.safetensors and log.jsonl.")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, as often as needed; unknown keys are refused.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training that the folder holds.")] = False,

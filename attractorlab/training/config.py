@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from attractorlab.models.eqr import EqRConfig
+from attractorlab.models.feedforward import FeedForwardConfig
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class TrainConfig:
     The shape fields are those of `EqRConfig`. The others:
 
     Args:
+        model: "eqr", or "feedforward" for its unrolled twin with weights of their own in each update, which is given a new puzzle at every segment and learns through all its updates.
+        begin: A model whose weights are begun with, of the same shape: a bundled one or a file. "" for fresh weights.
         segments: Segments to train for. One segment is one optimizer step on the whole batch.
         batch: Slots. A slot whose puzzle halts gets a new one at once.
         lr, warmup, weight_decay: AdamW's rate, segments until it is reached, and decoupled decay. The rate falls along a cosine
@@ -32,6 +35,8 @@ class TrainConfig:
     """
 
     task: str
+    model: str = "eqr"
+    begin: str = ""
     width: int = 64
     blocks: int = 2
     mixer: str = "mlp"
@@ -62,7 +67,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("loss", ("stablemax", "softmax")), ("precision", ("float32", "bfloat16"))):
+        for name, allowed in (("model", ("eqr", "feedforward")), ("loss", ("stablemax", "softmax")), ("precision", ("float32", "bfloat16"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"`TrainConfig` got {name}={getattr(self, name)!r}. It is one of {', '.join(allowed)}. Use {name}={allowed[0]}."
@@ -81,10 +86,11 @@ class TrainConfig:
         if not 0 < self.lr < 1 or not 0 <= self.ema < 1:
             raise ValueError(f"`TrainConfig` got lr={self.lr}, ema={self.ema}. Rates lie between 0 and 1. Use lr=0.002, ema=0.999.")
 
-    def model(self, *, sites: int, vocabulary: int) -> EqRConfig:
+    def shape(self, *, sites: int, vocabulary: int) -> EqRConfig | FeedForwardConfig:
         """The shape of the model."""
-        shared = {one.name for one in fields(EqRConfig)} & {one.name for one in fields(self)}
-        return EqRConfig(sites=sites, vocabulary=vocabulary, **{name: getattr(self, name) for name in sorted(shared)})
+        kind = EqRConfig if self.model == "eqr" else FeedForwardConfig
+        shared = {one.name for one in fields(kind)} & {one.name for one in fields(self)}
+        return kind(sites=sites, vocabulary=vocabulary, **{name: getattr(self, name) for name in sorted(shared)})
 
 
 PRESETS: Mapping[str, TrainConfig] = {
@@ -92,8 +98,12 @@ PRESETS: Mapping[str, TrainConfig] = {
     "eqr-sudoku-6": TrainConfig("sudoku-6", segments=2500, decay=500, precision="bfloat16"),
     "trm-sudoku-6": TrainConfig("sudoku-6", segments=2500, decay=500, precision="bfloat16", start="fixed", damping=0.0, noise=0.0),
     "eqr-sudoku-9": TrainConfig("sudoku-9", width=96, segments=8000, decay=1500, puzzles=40000, reveal=0.5, precision="bfloat16"),
+    "trm-sudoku-9": TrainConfig(
+        "sudoku-9", width=96, segments=8000, decay=1500, puzzles=40000, reveal=0.5, precision="bfloat16", start="fixed", damping=0.0, noise=0.0
+    ),
+    "feedforward-sudoku-9": TrainConfig("sudoku-9", model="feedforward", width=96, segments=8000, decay=1500, puzzles=40000, reveal=0.5, precision="bfloat16"),
 }
-"""The runs behind the bundled models. The two for side 6 differ in random starts, damping and noise only."""
+"""The runs behind the bundled models, and the baselines of side 9. Those called trm differ from their partners in random starts, damping and noise only."""
 
 
 def read_config(preset: str, overrides: Mapping[str, str]) -> TrainConfig:

@@ -7,14 +7,16 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from attractorlab import tasks
-from attractorlab.models.checkpoints import read_metadata, save, write_tensors
-from attractorlab.models.eqr import EqR
+from attractorlab.models.checkpoints import load, load_feedforward, read_metadata, save, write_tensors
+from attractorlab.models.eqr import EqR, EqRConfig
+from attractorlab.models.feedforward import FeedForward
 from attractorlab.models.unpickling import CheckpointError
 from attractorlab.tasks.generate import generate
 from attractorlab.training.config import TrainConfig, config_from_json, config_to_json
@@ -48,8 +50,7 @@ class Trainer:
         self.generators = {name: torch.Generator().manual_seed(config.seed * 1000 + k) for k, name in enumerate(("weights", "stream", "starts", "halting"))}
         self.generators["noise"] = torch.Generator(device=self.device).manual_seed(config.seed * 1000 + 4)
         sites = self.pool.inputs.shape[1]
-        model = EqR(config.model(sites=sites, vocabulary=tasks.side_of(config.task) + 2), generator=self.generators["weights"])
-        self.model = model.to(self.device).train()
+        self.model = _network(config, sites, self.generators["weights"]).to(self.device).train()
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, foreach=True)
         self.stream = PuzzleStream(self.pool, self.generators["stream"], config.reveal, config.reveal_up_to)
@@ -57,7 +58,8 @@ class Trainer:
         n = config.batch
         self.inputs = torch.zeros(n, sites, dtype=torch.int64, device=self.device)
         self.targets = torch.zeros_like(self.inputs)
-        self.carry: State = {name: torch.zeros(n, sites, config.width, device=self.device) for name in ("z_H", "z_L")}
+        leaves = ("z_H", "z_L") if isinstance(self.model, EqR) else ()
+        self.carry: State = {name: torch.zeros(n, sites, config.width, device=self.device) for name in leaves}
         self.steps = torch.zeros(n, dtype=torch.int64)
         self.least = torch.zeros(n, dtype=torch.int64)
         self.halted = torch.ones(n, dtype=torch.bool)
@@ -95,35 +97,41 @@ class Trainer:
         """One segment on the whole batch: refill, run, learn, halt."""
         c = self.config
         self._refill()
-        rule = self.model.noisy(c.noise, self.generators["noise"]) if c.noise else self.model.tick
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         with self._precision():
-            with torch.no_grad():
-                drive = self._drive()
-                z = self.carry
-                for _ in range(c.H_cycles - 1):
-                    z = rule(z, drive)
-            z = rule(z, self._drive())
-            out = self.model.readout(z)
-        logits = out["logits"].float()
+            z, logits, halt = self._forward()
         solved = (logits.argmax(-1) == self.targets).all(1)
-        answer = LOSSES[c.loss](logits, self.targets).mean()
-        halting = halt_loss(out["halt"], solved).mean()
+        answer = LOSSES[c.loss](logits.float(), self.targets).mean()
+        halting = torch.zeros_like(answer) if halt is None else halt_loss(halt, solved).mean()
         self.optimizer.zero_grad(set_to_none=True)
         (answer + 0.5 * halting).backward()
         self.optimizer.step()
         self._average()
         self.carry = {name: leaf.detach().float() for name, leaf in z.items()}
         self.steps += 1
-        wants = (out["halt"].detach() > 0).cpu()
-        self.halted = (self.steps >= c.halt_max) | (wants & (self.steps >= self.least))
+        if halt is None:  # nothing is carried on
+            self.halted = torch.ones_like(self.halted)
+        else:
+            self.halted = (self.steps >= c.halt_max) | ((halt.detach() > 0).cpu() & (self.steps >= self.least))
         self.segment += 1
         ended = (int(self.halted.sum()), int((self.halted & solved.cpu()).sum()), int(self.steps[self.halted].sum()))
         return {"loss": float(answer.detach()), "halt_loss": float(halting.detach())}, ended
 
-    def _drive(self) -> dict[str, Tensor]:
-        return {"x": self.model.embed_tokens(self.inputs)}
+    def _forward(self) -> tuple[State, Tensor, Tensor | None]:
+        """The state after a segment, its logits and its halting logits; a feed-forward network has only logits."""
+        model = self.model
+        if isinstance(model, FeedForward):
+            return {}, model(self.inputs), None
+        rule = model.noisy(self.config.noise, self.generators["noise"]) if self.config.noise else model.tick
+        with torch.no_grad():
+            drive = {"x": model.embed_tokens(self.inputs)}
+            z = self.carry
+            for _ in range(self.config.H_cycles - 1):
+                z = rule(z, drive)
+        z = rule(z, {"x": model.embed_tokens(self.inputs)})
+        out = model.readout(z)
+        return z, out["logits"], out["halt"]
 
     def _refill(self) -> None:
         n = int(self.halted.sum())
@@ -133,8 +141,9 @@ class Trainer:
         inputs, targets = self.stream.next(n)
         where = fresh.to(self.device)
         self.inputs[where], self.targets[where] = inputs.to(self.device), targets.to(self.device)
-        start = self.model.start({"x": self.carry["z_H"][where]}, generator=self.generators["starts"])
-        self.carry = {name: leaf.masked_scatter(where[:, None, None], start[name]) for name, leaf in self.carry.items()}
+        if isinstance(self.model, EqR):
+            start = self.model.start({"x": self.carry["z_H"][where]}, generator=self.generators["starts"])
+            self.carry = {name: leaf.masked_scatter(where[:, None, None], start[name]) for name, leaf in self.carry.items()}
         g = self.generators["halting"]
         explore = torch.rand(n, generator=g) < self.config.halt_explore
         random = torch.randint(2, max(3, self.config.halt_max + 1), (n,), generator=g)
@@ -161,7 +170,7 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def finished_model(self, name: str) -> EqR:
+    def finished_model(self, name: str) -> EqR | FeedForward:
         """The averaged model, on the CPU."""
         model = self.average.to("cpu").eval()
         model.name = name
@@ -203,7 +212,9 @@ class Trainer:
                 f"{path} says format {about.get('format', 'unknown')!r}. A training is resumed from a file of format {STATE_FORMAT!r}. "
                 "Use the state.safetensors that `attractorlab train` left in its folder."
             )
-        trainer = cls(config_from_json(about["training"]), device=device, pool=pool)
+        config = config_from_json(about["training"])
+        trainer = cls(replace(config, begin=""), device=device, pool=pool)  # the weights are in the file
+        trainer.config = config
         if fingerprint(trainer.pool) != about["data"]:
             raise CheckpointError(
                 f"{path} was trained on data with the fingerprint {about['data']}, and the data here have {fingerprint(trainer.pool)}. "
@@ -229,6 +240,22 @@ class Trainer:
         self.inputs, self.targets = slots["inputs"].to(self.device), slots["targets"].to(self.device)
         self.steps, self.least, self.halted = slots["steps"], slots["least"], slots["halted"]
         self.segment = segment
+
+
+def _network(config: TrainConfig, sites: int, generator: torch.Generator) -> EqR | FeedForward:
+    """The network to train, with fresh weights or those that the configuration begins with."""
+    shape = config.shape(sites=sites, vocabulary=tasks.side_of(config.task) + 2)
+    network = EqR(shape, generator=generator) if isinstance(shape, EqRConfig) else FeedForward(shape, generator=generator)
+    if config.begin:
+        other = load(config.begin) if isinstance(shape, EqRConfig) else load_feedforward(config.begin)
+        ours, theirs = ({name: tuple(tensor.shape) for name, tensor in one.state_dict().items()} for one in (network, other))
+        if ours != theirs:
+            raise ValueError(
+                f"`train` got begin={config.begin!r}, whose weights are not those of the configuration ({', '.join(sorted(dict(ours.items() ^ theirs.items()))[:4])}). "
+                "A training is begun with weights of its own shape. Set width, blocks and mixer to those that `attractorlab inspect` shows."
+            )
+        network.load_state_dict(other.state_dict())
+    return network
 
 
 def training_pool(config: TrainConfig) -> Instance:

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from attractorlab.models import EqRConfig
+from attractorlab.models import EqRConfig, FeedForwardConfig
 from attractorlab.training.config import PRESETS, TrainConfig, config_from_json, config_to_json, read_config
 
 
@@ -13,14 +13,20 @@ from attractorlab.training.config import PRESETS, TrainConfig, config_from_json,
 def test_presets_are_read_back_from_json_and_give_a_model(name):
     config = read_config(name, {})
     assert config == PRESETS[name] == config_from_json(config_to_json(config))
-    shape = config.model(sites=16, vocabulary=6)
-    assert isinstance(shape, EqRConfig) and (shape.width, shape.task, shape.damping) == (config.width, config.task, config.damping)
+    shape = config.shape(sites=16, vocabulary=6)
+    assert isinstance(shape, EqRConfig if config.model == "eqr" else FeedForwardConfig) and (shape.width, shape.task, shape.damping) == (config.width, config.task, config.damping)
 
 
-def test_the_baseline_differs_from_its_partner_in_start_damping_and_noise_alone():
-    ours, theirs = PRESETS["eqr-sudoku-6"], PRESETS["trm-sudoku-6"]
-    differ = {one.name for one in fields(TrainConfig) if getattr(ours, one.name) != getattr(theirs, one.name)}
-    assert differ == {"start", "damping", "noise"}
+@pytest.mark.parametrize(
+    ("ours", "theirs", "differ"),
+    [
+        ("eqr-sudoku-6", "trm-sudoku-6", {"start", "damping", "noise"}),
+        ("eqr-sudoku-9", "trm-sudoku-9", {"start", "damping", "noise"}),
+        ("eqr-sudoku-9", "feedforward-sudoku-9", {"model"}),
+    ],
+)
+def test_a_baseline_differs_from_its_partner_in_what_it_is_about_alone(ours, theirs, differ):
+    assert {one.name for one in fields(TrainConfig) if getattr(PRESETS[ours], one.name) != getattr(PRESETS[theirs], one.name)} == differ
 
 
 def test_overrides_are_read_by_the_type_of_their_field():
@@ -47,6 +53,7 @@ def test_stored_configurations_with_other_keys_are_refused():
 
 
 WRONG = {
+    "model": ("hrm", r"got model='hrm'.*one of eqr, feedforward. Use model=eqr"),
     "loss": ("hinge", r"got loss='hinge'.*stablemax, softmax. Use loss=stablemax"),
     "precision": ("int4", r"got precision='int4'.*Use precision=float32"),
     "segments": (0, r"got segments=0.*Use segments=1 or more"),
@@ -67,7 +74,7 @@ def test_values_out_of_range_are_refused(name):
     value, text = WRONG[name]
     if text is None:  # a field of the model's shape is refused by the model's configuration
         with pytest.raises(ValueError, match=rf"`EqRConfig` got {name}="):
-            TrainConfig("sudoku-4", **{name: value}).model(sites=16, vocabulary=6)
+            TrainConfig("sudoku-4", **{name: value}).shape(sites=16, vocabulary=6)
     else:
         with pytest.raises(ValueError, match=text):
             TrainConfig("sudoku-4", **{name: value})

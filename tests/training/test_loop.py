@@ -9,7 +9,7 @@ import torch
 
 from attractorlab import tasks
 from attractorlab.maps import in_turn
-from attractorlab.models import CheckpointError, eqr, load
+from attractorlab.models import CheckpointError, eqr, load, load_feedforward
 from attractorlab.tasks import BLANK
 from attractorlab.training import loop
 from attractorlab.training.config import TrainConfig
@@ -43,7 +43,7 @@ def killed_after(segments):
     return report
 
 
-@pytest.mark.parametrize("change", [{}, {"precision": "bfloat16", "start": "fixed", "noise": 0.0, "loss": "softmax"}])
+@pytest.mark.parametrize("change", [{}, {"precision": "bfloat16", "start": "fixed", "noise": 0.0, "loss": "softmax"}, {"model": "feedforward"}])
 def test_a_stopped_and_resumed_run_writes_the_same_bytes(tmp_path, pool, change):
     config = replace(TINY, **change)
     train_in(tmp_path / "whole", Trainer(config, pool=pool))
@@ -56,7 +56,7 @@ def test_a_stopped_and_resumed_run_writes_the_same_bytes(tmp_path, pool, change)
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
     segments = [json.loads(line)["segment"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert segments == sorted(set(segments)) and segments[-1] == 12
-    about = load(tmp_path / "whole")
+    about = load_feedforward(tmp_path / "whole" / "model.safetensors") if config.model == "feedforward" else load(tmp_path / "whole")
     assert about.name == "tiny" and about.config.width == 16
 
 
@@ -84,6 +84,34 @@ def test_the_loss_falls_on_a_tiny_problem(pool):
     losses = [progress["loss"] for progress in Trainer(config, pool=pool).run(every=10)]
     # A guess among four digits costs about log 4 = 1.39 on blanks; copying the clues brings it to about half of that.
     assert losses[-1] < 0.5 * losses[0] and losses[-1] < 1.0, losses
+
+
+def test_a_feedforward_network_learns_and_meets_new_puzzles_at_every_segment(pool):
+    config = replace(TINY, model="feedforward", segments=80, batch=32, lr=1e-2, warmup=10, reveal=1.0, reveal_up_to=1.0, decay=30)
+    trainer = Trainer(config, pool=pool)
+    before = trainer.inputs.clone()
+    seen = list(trainer.run(every=10))
+    assert seen[-1]["loss"] < 0.5 * seen[0]["loss"] and seen[-1]["segments_per_puzzle"] == 1.0 and seen[-1]["halt_loss"] == 0.0
+    assert not trainer.inputs.equal(before) and not trainer.carry and bool(trainer.halted.all())
+    # All its updates learn, not the last recursion alone.
+    assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in trainer.model.parameters())
+
+
+def test_a_training_begins_with_given_weights_and_is_resumed_without_them(tmp_path, pool):
+    first = Trainer(TINY, pool=pool)
+    train_in(tmp_path / "first", first)
+    given = tmp_path / "first" / "model.safetensors"
+    config = replace(TINY, begin=str(given), segments=4, start="fixed")
+    second = Trainer(config, pool=pool)
+    for name, tensor in load(given).state_dict().items():
+        assert tensor.equal(second.model.state_dict()[name]) and tensor.equal(second.average.state_dict()[name]), name
+    second._segment()
+    second.save_state(tmp_path / "state.safetensors")
+    given.unlink()
+    resumed = Trainer.resume(tmp_path / "state.safetensors", pool=pool)
+    assert resumed.config == config and resumed.segment == 1
+    with pytest.raises(ValueError, match=r"got begin='eqr-sudoku-4', whose weights are not those of the configuration \(.*\)\. .* Set width, blocks"):
+        Trainer(replace(TINY, begin="eqr-sudoku-4"), pool=pool)
 
 
 def spied(trainer, monkeypatch):
