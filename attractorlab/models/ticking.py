@@ -267,6 +267,12 @@ def called(
                 f"Where {chosen!r} is the state, all other arguments are the same at every call",
                 "Name another state, or give the map by `from_function`",
             )
+    if output is not None and len(places) > 1:
+        raise seen.error(
+            f"got output={output!r} for a state of {len(places)} tensors, {', '.join(words[i] for i in places)}",
+            "An output is named where the state is one tensor; several are taken from the outputs in their order",
+            "Leave `output` out",
+        )
     outputs = _outputs_like(record, first, places)
     if outputs is not None and len(places) == 1:
         outputs = [_chosen(seen, outputs, [places[0]], output, results)]

@@ -81,3 +81,31 @@ def test_a_scripted_block_is_refused() -> None:
     model.block = torch.jit.script(Block())
     with pytest.raises(ValueError, match=r"got block='block', which is a scripted module\. The calls .*\. Hook the model as it was before"):
         al.hook(model, block="block", inputs=X)
+
+
+class Pair(nn.Module):
+    """A state of two tensors, which go in and come out together."""
+
+    def forward(self, z: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tanh(0.5 * z[1] + x), torch.tanh(0.3 * z[0] - x)
+
+
+class SolvedPair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = Pair()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.zeros_like(x), torch.zeros_like(x)
+        for _ in range(5):
+            g = self.f(z, x)
+            weight = torch.sigmoid((g[0] - z[0]).norm())
+            z = tuple(weight * new + (1 - weight) * old for new, old in zip(g, z, strict=True))
+        return z[0]
+
+
+def test_an_output_is_not_named_for_a_state_of_several_tensors() -> None:
+    f, z0 = al.hook(SolvedPair(), block="f", inputs=X, state="z")
+    assert len(z0) == 2 and torch.equal(list(f(z0).values())[1], torch.tanh(0.3 * next(iter(z0.values())) - X))
+    with pytest.raises(ValueError, match=r"got output=1 for a state of 2 tensors, z\.0, z\.1\. An output is named .* Leave `output` out"):
+        al.hook(SolvedPair(), block="f", inputs=X, state="z", output=1)
