@@ -130,27 +130,6 @@ def dtype_of(z: State) -> torch.dtype:
     return next(iter(z.values())).dtype
 
 
-def check_dtype(f: LatentMap, z: State, caller: str) -> None:
-    """Refuse states in another dtype than the map computes in.
-
-    Raises:
-        ValueError: If the drive or the image of `z` has another dtype than `z`, or its leaves differ.
-    """
-    kinds = {name: leaf.dtype for name, leaf in z.items()}
-    driven = {leaf.dtype for leaf in f.drive.values() if leaf.is_floating_point()}
-    clash = driven - set(kinds.values())
-    if not clash:
-        with torch.no_grad():
-            out = f(z)
-        clash = {out[name].dtype for name in z if out[name].dtype != kinds[name]}
-    if clash or len(set(kinds.values())) > 1:
-        have, wanted = (", ".join(sorted(str(kind).removeprefix("torch.") for kind in some)) for some in (set(kinds.values()), clash))
-        raise ValueError(
-            f"`{caller}` got states in {have} for a map in {wanted or 'one dtype'}. State and map are worked on in one dtype. "
-            "Cast both: `reasoner.to(torch.float64).bind(puzzles)` and `trees.to(z, torch.float64)`."
-        )
-
-
 def blocks_of_rows(f: LatentMap, z: State, *, vectors: int) -> list[Int[Tensor, " chunk"]]:
     """Row numbers of `z` in chunks, such that `vectors` float64 basis vectors and the recorded map of each row of a chunk fit the memory set aside."""
     device = _device(z).type

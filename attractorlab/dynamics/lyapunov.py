@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.krylov import Jacobian, blocks_of_rows, check_dtype, dtype_of, random_vectors
+from attractorlab.dynamics.door import check_at
+from attractorlab.dynamics.krylov import Jacobian, blocks_of_rows, dtype_of, random_vectors
 from attractorlab.dynamics.orbits import DIVERGED
 from attractorlab.maps import LatentMap
 from attractorlab.types import LyapunovEstimate, Result, State
@@ -63,7 +64,7 @@ def lyapunov_exponents(f: LatentMap, z: State, *, k: int, ticks: int, transient:
             "Cast both: `reasoner.to(torch.float64).bind(puzzles)` and `trees.to(z, torch.float64)`."
         )
     instance, start = f.coordinates(z)
-    check_dtype(f, z, "lyapunov_exponents")
+    check_at(f, z, "lyapunov_exponents")
     parts = [_follow(f.take(rows), trees.take(z, rows), k, ticks, transient, by_update) for rows in blocks_of_rows(f, z, vectors=3 * k)]
     growth = torch.cat([part[0] for part in parts], dim=1)
     return LyapunovEstimate(

@@ -8,7 +8,8 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, Product, blocks_of_rows, check_dtype, dtype_of, random_vectors
+from attractorlab.dynamics.door import check_at
+from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, Product, blocks_of_rows, dtype_of, random_vectors
 from attractorlab.maps import LatentMap
 from attractorlab.types import NonNormality, State
 
@@ -58,7 +59,7 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
             "Cast both: `reasoner.to(torch.float64).bind(puzzles)` and `trees.to(z, torch.float64)`."
         )
     f.coordinates(z)
-    check_dtype(f, z, "non_normality")
+    check_at(f, z, "non_normality")
     dense = trees.size(z) <= DENSE_LIMIT
     parts = [
         (_dense if dense else _free)(f.take(rows), trees.take(z, rows), ticks, None if direction is None else trees.take(direction, rows))

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, blocks_of_rows, check_dtype, dtype_of, leading, random_vectors, ritz
+from attractorlab.dynamics.door import check_at
+from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, blocks_of_rows, dtype_of, leading, random_vectors, ritz
 from attractorlab.maps import LatentMap
 from attractorlab.types import Spectrum, State
 
@@ -110,7 +111,7 @@ def leading_modes(f: LatentMap, z: State, *, k: int, method: Method | None = Non
         )
     if not 1 <= k <= dim:
         raise ValueError(f"`spectrum` got k={k} for states of {dim} numbers. A state of n numbers has n eigenvalues. Use k from 1 to {dim}.")
-    check_dtype(f, z, "spectrum")
+    check_at(f, z, "spectrum")
     return (method or (by_dense if dim <= DENSE_LIMIT else by_arnoldi))(f, z, k=k)
 
 

@@ -1,0 +1,105 @@
+"""What every analysis of a map asks of it at the door: one dtype, and no sign at one row of a broken law."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attractorlab import trees
+from attractorlab.dynamics.orbits import FLOOR
+from attractorlab.maps import LatentMap, relative
+from attractorlab.types import State
+
+ROUNDINGS = 1000  # that one row in another batch may differ by; `check_map` looks closer
+DISTANCES = {torch.float64: (1e-4, 1e-5, 1e-6), torch.float32: (3e-2, 1e-2, 1e-3)}  # of difference quotients, relative to the state
+GROSS = 0.1  # share of every difference quotient that the derivative may miss: kinks and jumps lie within some of them
+
+
+def check_at(f: LatentMap, z: State, caller: str, *, derivative: bool = True) -> None:
+    """Refuse states in another dtype than the map computes in, and maps that break a law so grossly that one row shows it.
+
+    One row is run alone, twice, and beside the others; with `derivative`, its derivative is held against difference quotients. A map that passes may
+    still break a law: `attractorlab.testing.check_map` tests them all.
+
+    Raises:
+        ValueError: If the drive or the image of `z` has another dtype than `z`, its leaves differ, or the map is random, mixes its rows or hides its derivative.
+    """
+    kinds = {name: leaf.dtype for name, leaf in z.items()}
+    driven = {leaf.dtype for leaf in f.drive.values() if leaf.is_floating_point()}
+    clash = driven - set(kinds.values())
+    if not clash and trees.rows(z):
+        with torch.no_grad():
+            out = f(z)
+        clash = {out[name].dtype for name in z if out[name].dtype != kinds[name]}
+    if clash or len(set(kinds.values())) > 1:
+        have, wanted = (", ".join(sorted(str(kind).removeprefix("torch.") for kind in some)) for some in (set(kinds.values()), clash))
+        raise ValueError(
+            f"`{caller}` got states in {have} for a map in {wanted or 'one dtype'}. State and map are worked on in one dtype. "
+            "Cast both: `reasoner.to(torch.float64).bind(puzzles)` and `trees.to(z, torch.float64)`."
+        )
+    finite = trees.finite(z) & trees.finite(out) if trees.rows(z) else torch.zeros(0, dtype=torch.bool)
+    if not bool(finite.any()):
+        return  # each row then ends with its result
+    row = int((finite.to(trees.norm(z).dtype) * (1 + (trees.norm(z) > 0))).argmax())  # the first that is not 0, if there is one
+    alone, one = f.take([row]), trees.take(z, slice(row, row + 1))
+    _check_values(alone, one, trees.take(out, slice(row, row + 1)), caller)
+    if derivative:
+        _check_derivative(alone, one, caller)
+
+
+@torch.no_grad()
+def _check_values(f: LatentMap, z: State, beside: State, caller: str) -> None:
+    first, second = f(z), f(z)
+    limit = ROUNDINGS * FLOOR[next(iter(z.values())).dtype]
+    for other, word, remedy in (
+        (second, "alone, twice", "The same state gives the same tick. Turn off noise and dropout (`model.eval()`), and add noise between ticks with `trace(..., kick=...)`."),
+        (beside, "alone and beside other rows", "A row depends on itself alone. Pass whatever is held per row through the drive, and put batch norms into evaluation mode."),
+    ):
+        off = float(relative(trees.norm(trees.sub(first, other)), first))
+        if off > limit:
+            raise ValueError(f"`{caller}` got a map that takes one state to places {off:.0e} of their norm apart, run {word}. {remedy}")
+
+
+def _check_derivative(f: LatentMap, z: State, caller: str) -> None:
+    """Refuse a derivative that every difference quotient contradicts, as that of a map that detaches or leaves out a part."""
+    kind = next(iter(z.values())).dtype
+    if kind not in DISTANCES:
+        return
+    draw = torch.Generator().manual_seed(11)
+    v: State = {name: torch.randn(leaf.shape, generator=draw, dtype=torch.float64).to(leaf) for name, leaf in z.items()}
+    size = float(trees.norm(z))
+    if not size:
+        return  # there is no telling what a small step is
+    v = trees.scale(v, 1 / trees.norm(v))
+    try:
+        pushed = f.jvp(z, v)
+    except (RuntimeError, NotImplementedError):  # no forward mode: the products have other ways
+        return
+    if not bool(trees.finite(pushed).all()):
+        return
+    push, here = _flat(pushed), _flat(_call(f, z))
+    shares, secants = [], []
+    for distance in DISTANCES[kind]:
+        h = distance * size
+        ahead, behind = ((_flat(_call(f, trees.add(z, trees.scale(v, side * h)))) - here) / (side * h) for side in (1, -1))
+        # At a kink the derivative lies between that ahead and that behind.
+        miss = torch.maximum(torch.minimum(ahead, behind) - push, push - torch.maximum(ahead, behind)).clamp(min=0).norm()
+        rounding = ROUNDINGS * FLOOR[kind] * here.norm() / h
+        secants.append((ahead + behind) / 2)
+        shares.append(float(torch.where(miss > rounding, miss, 0)) / max(1e-300, float(torch.maximum(secants[-1].norm(), push.norm()))))
+    # Where the quotients themselves differ, the map curves or jumps within them, and they say nothing.
+    told = (secants[0] - secants[-1]).norm() <= GROSS * secants[-1].norm()
+    if min(shares) > GROSS and bool(told):
+        raise ValueError(
+            f"`{caller}` got a map whose derivative misses {100 * min(shares):.0f} % of how it changes. A tick is differentiable: small steps and products with its Jacobian agree. "
+            "Leave out `detach` and `no_grad` within the tick; `attractorlab.testing.check_map` tells more."
+        )
+
+
+@torch.no_grad()
+def _call(f: LatentMap, z: State) -> State:
+    return f(z)
+
+
+def _flat(z: State) -> Float[Tensor, " dim"]:
+    """The one row of `z` in float64."""
+    return trees.flatten(z).to(torch.float64)[0]

@@ -1,0 +1,115 @@
+"""What every analysis asks of a map: one dtype, and no broken law that one row shows."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attractorlab import trees
+from attractorlab.dynamics.door import check_at
+from attractorlab.dynamics.fixed_points import by_iteration, find_fixed_points
+from attractorlab.dynamics.lyapunov import lyapunov_exponents
+from attractorlab.dynamics.non_normality import non_normality
+from attractorlab.dynamics.spectrum import spectrum
+from attractorlab.maps import LatentMap
+from attractorlab.models import load
+from attractorlab.tasks import load as puzzles
+from attractorlab.types import State
+
+ANALYSES: dict[str, Callable[[LatentMap, State], object]] = {
+    "spectrum": lambda f, z: spectrum(f, z, k=1),
+    "find_fixed_points": lambda f, z: find_fixed_points(f, z, tol=1e-6, max_steps=3),
+    "lyapunov_exponents": lambda f, z: lyapunov_exponents(f, z, k=1, ticks=2),
+    "non_normality": lambda f, z: non_normality(f, z, ticks=2),
+}
+W = torch.randn(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def cell(z: State) -> torch.Tensor:
+    return torch.tanh(z["z"] @ (W / 6**0.5))
+
+
+def noisy(z: State, x: object) -> State:
+    return {"z": cell(z) + 1e-3 * torch.randn_like(z["z"])}
+
+
+def mixing(z: State, x: object) -> State:
+    return {"z": cell(z) - 0.1 * z["z"].mean(0)}
+
+
+def detached(z: State, x: object) -> State:
+    return {"z": cell({"z": z["z"].detach()}) + 0.0 * z["z"]}
+
+
+def half_detached(z: State, x: object) -> State:
+    return {"z": cell({"z": torch.cat([z["z"][:, :3].detach(), z["z"][:, 3:]], dim=1)})}
+
+
+BROKEN = {
+    noisy: r"takes one state to places .* apart, run alone, twice\. The same state gives the same tick.*Turn off noise",
+    mixing: r"takes one state to places .* apart, run alone and beside other rows\. A row depends on itself alone",
+    detached: r"whose derivative misses 100 % of how it changes.*Leave out `detach`",
+    half_detached: r"whose derivative misses \d+ % of how it changes",
+}
+
+
+@pytest.mark.parametrize("caller", ANALYSES)
+@pytest.mark.parametrize("rule", BROKEN, ids=lambda rule: rule.__name__)
+def test_a_map_that_breaks_a_law_is_refused_by_every_analysis(caller, rule, generator):
+    z = {"z": torch.randn(4, 6, dtype=torch.float64, generator=generator)}
+    with pytest.raises(ValueError, match=rf"`{caller}` got a map.*{BROKEN[rule]}"):
+        ANALYSES[caller](LatentMap(rule, {}), z)
+
+
+def test_plain_iteration_needs_no_derivative(generator):
+    z = {"z": torch.randn(4, 6, dtype=torch.float64, generator=generator)}
+    f = LatentMap(lambda z, x: {"z": 0.5 * z["z"].detach() + 1}, {})
+    assert find_fixed_points(f, z, method=by_iteration, tol=1e-10, max_steps=60).converged.all()
+
+
+SOUND = {
+    "relu": lambda z: {"z": torch.relu(z["z"] @ W) - 0.3},
+    "kink at the state": lambda z: {"z": z["z"].abs()},
+    "sawtooth": lambda z: {"z": torch.remainder(3 * z["z"], 1.0)},
+    "constant": lambda z: {"z": torch.ones_like(z["z"]) + 0.0 * z["z"]},
+    "staircase of fine steps": lambda z: {"z": z["z"] * 0.5 + 1e-12 * torch.round(z["z"])},
+    "large": lambda z: {"z": 1e6 * z["z"] ** 3},
+    "chaotic": lambda z: {"z": 1 - 1.9 * z["z"] ** 2},
+    "normalised": lambda z: {"z": torch.nn.functional.rms_norm(z["z"] @ W, (6,))},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_maps_pass(name, dtype, generator):
+    f = LatentMap(lambda z, x: {key: leaf.to(dtype) for key, leaf in SOUND[name]({"z": z["z"].double()}).items()}, {})
+    for scale in (1e-3, 1.0, 100.0):
+        z = {"z": scale * torch.randn(5, 6, dtype=dtype, generator=generator)}
+        check_at(f, z, "test")
+    check_at(f, {"z": torch.zeros(3, 6, dtype=dtype)}, "test")
+
+
+def test_rows_that_are_not_finite_are_not_judged_and_do_not_hide_the_others(generator):
+    z = {"z": torch.randn(3, 6, dtype=torch.float64, generator=generator)}
+    z["z"][0] = torch.nan
+    check_at(LatentMap(lambda z, x: {"z": cell(z)}, {}), z, "test")
+    check_at(LatentMap(lambda z, x: {"z": cell(z)}, {}), trees.take(z, slice(0, 1)), "test")
+    check_at(LatentMap(lambda z, x: {"z": cell(z)}, {}), trees.take(z, slice(0, 0)), "test")
+    with pytest.raises(ValueError, match="Turn off noise"):
+        check_at(LatentMap(noisy, {}), z, "test")
+
+
+def test_the_published_noise_is_refused(generator):
+    reasoner = load("eqr-sudoku-4")
+    f = reasoner.bind(puzzles("sudoku-4", rows=slice(0, 2)))
+    z = reasoner.start(f.drive, generator=generator)
+    spectrum(f, z, k=1)
+    with pytest.raises(ValueError, match=r"`spectrum` got a map that takes one state to places .*Turn off noise"):
+        spectrum(replace(f, rule=reasoner.noisy(0.01, generator)), z, k=1)
+
+
+def test_states_and_maps_of_two_dtypes_are_refused():
+    f = LatentMap(lambda z, x: {"z": z["z"].double()}, {})
+    with pytest.raises(ValueError, match=r"`test` got states in float32 for a map in float64\. State and map are worked on in one dtype\. Cast both"):
+        check_at(f, {"z": torch.zeros(2, 2)}, "test")
