@@ -1,6 +1,8 @@
 """The report without pictures: as Markdown to read and as JSON to compute with."""
 
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 from attractorlab.report.analysis import Analysis, Recorded
@@ -88,6 +90,19 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_whole(texts: dict[Path, str]) -> None:
+    """Write all of them, or leave what was there: none is put in its place before every one is on the disk."""
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in texts}
+    try:
+        for path, text in texts.items():
+            temporary[path].write_text(text, encoding="utf-8")
+        for path, written in temporary.items():
+            os.replace(written, path)
+    finally:
+        for written in temporary.values():
+            written.unlink(missing_ok=True)
 
 
 def _number(value: float) -> str:
