@@ -10,16 +10,9 @@ import typer
 
 from attractorlab.cli_tables import Facts, fixed_point_lines, lyapunov_lines, spectrum_lines
 from attractorlab.cli_tools import (
-    Data,
     Json,
     Level,
-    Rows,
-    Seed,
-    Split,
-    Starts,
-    TaskName,
     Threads,
-    Ticks,
     command_line,
     instances,
     must_be_folder,
@@ -41,10 +34,18 @@ if TYPE_CHECKING:
     from attractorlab.types import FixedPointSet, Instance
 
 STEPS = {"newton-krylov": 30, "gauss-newton": 100, "anderson": 300, "broyden": 300, "iteration": 1000, "minimisation": 5000}
-OF_A_MODEL = ("task", "data", "split", "rows", "starts", "seed")  # what a run has settled
+DEFAULTS: dict[str, Any] = {"split": "test", "rows": 8, "starts": 4, "ticks": 64, "seed": 0}  # of a model's puzzles and starts
+PANEL = "Of a model: a run has settled these"
 
 Source = Annotated[str, typer.Argument(help="A run folder, the folder of a report, or a model: a bundled one, a model file, a training folder.")]
-SeriesName = Annotated[str, typer.Option(help="Which series of a run: main, or in a report's run also baseline or own.")]
+TaskName = Annotated[str | None, typer.Option(help="Task of the puzzles.", show_default="the model's own", rich_help_panel=PANEL)]
+Data = Annotated[str | None, typer.Option(help="Puzzle file (.csv, .csv.gz) or array folder.", show_default="the bundled puzzles", rich_help_panel=PANEL)]
+Split = Annotated[str | None, typer.Option(help="Which part of the puzzles.", show_default=DEFAULTS["split"], rich_help_panel=PANEL)]
+Rows = Annotated[int | None, typer.Option(help="Puzzles, spread evenly over the split.", min=1, show_default=str(DEFAULTS["rows"]), rich_help_panel=PANEL)]
+Starts = Annotated[int | None, typer.Option(help="Random starts per puzzle.", min=1, show_default=str(DEFAULTS["starts"]), rich_help_panel=PANEL)]
+Ticks = Annotated[int | None, typer.Option(help="Ticks to follow each start.", min=1, show_default=str(DEFAULTS["ticks"]), rich_help_panel=PANEL)]
+Seed = Annotated[int | None, typer.Option(help="Of the starts.", min=0, max=2**40, show_default=str(DEFAULTS["seed"]), rich_help_panel=PANEL)]
+SeriesName = Annotated[str | None, typer.Option("--series", help="Which series of a run: main, in that of a report also baseline or own.", show_default="main")]
 Limit = Annotated[int, typer.Option(help="Ends to analyse at most, spread evenly over the puzzles.", min=1)]
 Method = Annotated[str, typer.Option(help=f"{', '.join(STEPS)}.")]
 FixedTol = Annotated[float, typer.Option(help="Largest relative residual, in float64, of a fixed point.")]
@@ -54,20 +55,19 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the numbers and what 
 
 @dataclass(frozen=True)
 class Asked:
-    """From where the ends are to come; `typed` are the options that were given rather than left to their defaults."""
+    """From where the ends are to come. None: the option was left out."""
 
     command: str
     source: str
-    task: str
-    data: str
-    split: str
-    rows: int
-    starts: int
-    ticks: int
-    seed: int
-    series: str
+    task: str | None
+    data: str | None
+    split: str | None
+    rows: int | None
+    starts: int | None
+    ticks: int | None
+    seed: int | None
+    series: str | None
     limit: int
-    typed: frozenset[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,16 +81,15 @@ class Opened:
 
 
 def fixed_points(
-    ctx: typer.Context,
     source: Source,
-    task: TaskName = "",
-    data: Data = "",
-    split: Split = "test",
-    rows: Rows = 12,
-    starts: Starts = 8,
-    ticks: Ticks = 64,
-    seed: Seed = 0,
-    series: SeriesName = "main",
+    task: TaskName = None,
+    data: Data = None,
+    split: Split = None,
+    rows: Rows = None,
+    starts: Starts = None,
+    ticks: Ticks = None,
+    seed: Seed = None,
+    series: SeriesName = None,
     limit: Limit = 96,
     method: Method = "newton-krylov",
     tol: FixedTol = 1e-10,
@@ -103,7 +102,7 @@ def fixed_points(
 
     Ends of a run are its last states. An end from which no fixed point is found is counted as such.
     """
-    asked = Asked("fixed-points", source, task, data, split, rows, starts, ticks, seed, series, limit, _typed(ctx))
+    asked = Asked("fixed-points", source, task, data, split, rows, starts, ticks, seed, series, limit)
     settings = _search(asked, method, tol, max_steps)
 
     def analyse(ends: "Ends", say: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -116,16 +115,15 @@ def fixed_points(
 
 
 def spectrum(
-    ctx: typer.Context,
     source: Source,
-    task: TaskName = "",
-    data: Data = "",
-    split: Split = "test",
-    rows: Rows = 8,
-    starts: Starts = 4,
-    ticks: Ticks = 64,
-    seed: Seed = 0,
-    series: SeriesName = "main",
+    task: TaskName = None,
+    data: Data = None,
+    split: Split = None,
+    rows: Rows = None,
+    starts: Starts = None,
+    ticks: Ticks = None,
+    seed: Seed = None,
+    series: SeriesName = None,
     limit: Limit = 32,
     k: Annotated[int, typer.Option("--k", help="Eigenvalues at each point, largest modulus first.", min=1)] = 8,
     method: Method = "newton-krylov",
@@ -140,7 +138,7 @@ def spectrum(
 
     The points are those of `fixed-points` with the same options.
     """
-    asked = Asked("spectrum", source, task, data, split, rows, starts, ticks, seed, series, limit, _typed(ctx))
+    asked = Asked("spectrum", source, task, data, split, rows, starts, ticks, seed, series, limit)
     settings = {**_search(asked, method, tol, max_steps), "k": k, "level": level}
 
     def analyse(ends: "Ends", say: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -158,17 +156,16 @@ def spectrum(
 
 
 def lyapunov(
-    ctx: typer.Context,
     source: Source,
-    task: TaskName = "",
-    data: Data = "",
-    split: Split = "test",
-    rows: Rows = 4,
-    starts: Starts = 2,
+    task: TaskName = None,
+    data: Data = None,
+    split: Split = None,
+    rows: Rows = None,
+    starts: Starts = None,
     ticks: Annotated[int, typer.Option(help="Ticks that count.", min=1)] = 64,
     transient: Annotated[int, typer.Option(help="Ticks before them, over which the orbit comes to its attractor.", min=0)] = 32,
-    seed: Seed = 0,
-    series: SeriesName = "main",
+    seed: Seed = None,
+    series: SeriesName = None,
     limit: Limit = 8,
     k: Annotated[int, typer.Option("--k", help="Exponents of each orbit.", min=1)] = 4,
     out: Out = None,
@@ -179,7 +176,7 @@ def lyapunov(
 
     Orbits of a model begin at its starts, those of a run where the run ended.
     """
-    asked = Asked("lyapunov", source, task, data, split, rows, starts, 0, seed, series, limit, _typed(ctx))
+    asked = Asked("lyapunov", source, task, data, split, rows, starts, None, seed, series, limit)
     settings = {"k": k, "counted": ticks, "transient": transient}
 
     def analyse(ends: "Ends", say: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -232,10 +229,6 @@ def _run(
         raise Unfinished(opened.lacks)
 
 
-def _typed(ctx: typer.Context) -> frozenset[str]:
-    return frozenset(name for name in ctx.params if (source := ctx.get_parameter_source(name)) is not None and source.name == "COMMANDLINE")
-
-
 def _search(asked: Asked, method: str, tol: float, max_steps: int | None) -> dict[str, Any]:
     """The settings of the search, checked."""
     if method not in STEPS:
@@ -274,31 +267,32 @@ def _open(asked: Asked) -> Opened:
 
 
 def _open_run(asked: Asked, folder: Path) -> Opened:
+    from attractorlab.report.analysis import MAIN
     from attractorlab.report.ends import ends_of_run, units_of
     from attractorlab.store import Run
 
-    refused = [name for name in (*OF_A_MODEL, *(("ticks",) if asked.ticks else ())) if name in asked.typed]
+    refused = [name for name in ("task", "data", *DEFAULTS) if vars(asked)[name] is not None]
     if refused:
         raise ValueError(
             f"`{asked.command}` got --{refused[0]} for the run {folder}. A run has its puzzles, its starts and its ticks. Leave --{refused[0]} out; --limit takes fewer of its ends."
         )
     run = Run(folder)
-    ends = ends_of_run(run, asked.series)
-    units = units_of(run, asked.series)
+    series = asked.series or MAIN
+    ends, units = ends_of_run(run, series), units_of(run, series)
     missing = [unit for unit in units if not run.has(unit)]
-    lacks = (
-        f"{folder} lacks {len(missing)} of {len(units)} units of series {asked.series!r}, the first being {missing[0]!r}. What is complete was analysed. "
+    lacks = "" if not missing else (
+        f"{folder} lacks {len(missing)} of {len(units)} units of series {series!r}, the first being {missing[0]!r}. What is complete was analysed. "
         "Run the command that began the run again to complete it, then this one."
     )
-    settings = {"run": str(folder.absolute()), "series": asked.series, "recorded": run.manifest.created, "weights": ends.f.origin.weights, "missing": missing}
-    return Opened(settings, _size(ends.reasoner), lambda: ends, lacks if missing else "")
+    settings = {"source": str(folder.absolute()), "series": series, "recorded": run.manifest.created, "weights": ends.f.origin.weights, "lacks": missing}
+    return Opened(settings, _size(ends.reasoner), lambda: ends, lacks)
 
 
 def _open_model(asked: Asked) -> Opened:
     from attractorlab import models
     from attractorlab.sweep import Series
 
-    if "series" in asked.typed:
+    if asked.series is not None:
         raise ValueError(f"`{asked.command}` got --series {asked.series} for {asked.source}, which is no run. Only a run has series. Leave --series out, or give the folder of a run.")
     try:
         models.find(asked.source)
@@ -308,25 +302,21 @@ def _open_model(asked: Asked) -> Opened:
             f"Use one of {', '.join(models.names())}, or check the path."
         ) from None
     reasoner = models.load(asked.source)
-    instance = instances(asked.command, reasoner, asked.task, asked.data, asked.split, asked.rows)
+    chosen = {name: default if vars(asked)[name] is None else vars(asked)[name] for name, default in DEFAULTS.items()}
+    if asked.command == "lyapunov":
+        chosen["ticks"] = 0
+    instance = instances(asked.command, reasoner, asked.task or "", asked.data or "", chosen["split"], chosen["rows"])
     place = asked.source if asked.source in (*models.names(), *models.ALIASES) else str(Path(asked.source).absolute())
-    one = Series(model=place, weights=reasoner.origin().weights, starts=asked.starts, scale=reasoner.config.start_scale, every=reasoner.config.H_cycles)
-    settings = {
-        "source": place,
-        "weights": one.weights,
-        "ids": list(instance.ids),
-        **{name: vars(asked)[name] for name in ("data", "split", "rows", "starts", "ticks", "seed")},
-    }
-    return Opened(settings, _size(reasoner), lambda: _follow(reasoner, instance, one, asked), "")
+    one = Series(model=place, weights=reasoner.origin().weights, starts=chosen["starts"], scale=reasoner.config.start_scale, every=reasoner.config.H_cycles)
+    settings = {"source": place, "weights": one.weights, "ids": list(instance.ids), "data": asked.data or "", **chosen}
+    return Opened(settings, _size(reasoner), lambda: _follow(reasoner, instance, one, chosen["ticks"], chosen["seed"]), "")
 
 
-def _follow(reasoner: "AbstractRecursion", instance: "Instance", one: "Series", asked: Asked) -> "Ends":
+def _follow(reasoner: "AbstractRecursion", instance: "Instance", one: "Series", ticks: int, seed: int) -> "Ends":
     from attractorlab.report.ends import ends_of_model
 
     with progress_bar("recording", 1) as bar:
-        return ends_of_model(
-            reasoner, instance, one, ticks=asked.ticks, seed=asked.seed, progress=lambda done, of: bar(done / max(1, of), f"{done} of {of} units")
-        )
+        return ends_of_model(reasoner, instance, one, ticks=ticks, seed=seed, progress=lambda done, of: bar(done / max(1, of), f"{done} of {of} units"))
 
 
 def _size(reasoner: "AbstractRecursion") -> int:

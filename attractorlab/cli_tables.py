@@ -26,6 +26,8 @@ def fixed_point_lines(facts: Facts) -> Iterator[str]:
     yield from _table(("puzzle", " starts", " converged", " distinct", " solved", " residual", " error", " moved"), [*rows, ("all", *sums, *tops)])
     yield ""
     yield _counts("results", facts["results"])
+    if "max_steps" in facts["results"]:
+        yield from _said(f"max steps: no fixed point was found in {facts['max_steps']} steps, which is no proof that there is none.")
     if facts["far"]:
         yield from _said(f"far: {facts['far']} of the converged moved by more than a hundredth of the norm: where the run ended there was no fixed point.")
     if facts["unseen"] is not None:
@@ -45,18 +47,21 @@ def spectrum_lines(facts: Facts) -> Iterator[str]:
     if not points:
         yield from _said("No end became a fixed point, so there is no spectrum.")
         return
-    yield from _said(f"{len(points)} fixed points differ. {facts['k']} leading eigenvalues of one tick at each by {facts['method']}, {facts['products']:,} products with the Jacobian.")
+    yield from _said(f"Fixed points that differ: {len(points)}. {facts['k']} leading eigenvalues of one tick at each by {facts['method']}, {facts['products']:,} products with the Jacobian.")
     yield ""
     level = f" {100 * facts['level']:g} % interval"
     yield from _table(
-        ("verdict", " points", " share", level),
-        [(one["verdict"], str(one["points"]), f"{100 * one['share']:.1f} %", f"{100 * one['low']:.1f} to {100 * one['high']:.1f} %") for one in facts["verdicts"]],
+        ("verdict", " near", " share", level, " far"),
+        [
+            (one["verdict"], str(one["near"]), _percent(one["share"]), f"{100 * one['low']:.1f} to {_percent(one['high'])}", str(one["far"]))
+            for one in facts["verdicts"]
+        ],
     )
     yield ""
     if facts["radius"]["median"] is not None:
-        yield "spectral radius: median {median:.4f}, from {lowest:.4f} to {highest:.4f}".format(**facts["radius"])
-    if facts["far"]:
-        yield from _said(f"far: {facts['far']} of the points lie more than a hundredth of the norm from the end that they were reached from.")
+        median, lowest, highest = (_fixed(facts["radius"][key]) for key in ("median", "lowest", "highest"))
+        yield f"spectral radius, near: median {median}, from {lowest} to {highest}"
+    yield from _said("near are points within a hundredth of the norm of an end; far ones were reached by polishing alone, no run rests on them. Intervals are Clopper and Pearson's.")
     yield ""
     yield from _table(
         ("puzzle", " starts", " solved", " moved", " radius", " ± error", "verdict"),
@@ -75,7 +80,7 @@ def spectrum_lines(facts: Facts) -> Iterator[str]:
         for k in range(0, len(values), per_line):
             yield GAP.join([(first if k == 0 else "").ljust(ids.width), *[value.ljust(width) for value in values[k : k + per_line]]]).rstrip()
     yield ""
-    yield from _said(f"Intervals are Clopper and Pearson's, over the points. starts: how many of the ends are this point. An eigenvalue is per tick, {facts['clock']}.")
+    yield from _said(f"starts: how many of the ends lead to the point. Eigenvalues are per tick, {facts['clock']}.")
 
 
 def lyapunov_lines(facts: Facts) -> Iterator[str]:
@@ -164,6 +169,10 @@ def _small(value: float | None) -> str:
 
 def _fixed(value: float | None) -> str:
     return "-" if value is None else f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.4f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _yes(value: bool) -> str:

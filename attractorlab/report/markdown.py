@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ SCHEMA = 1
 
 def as_markdown(data: Recorded, numbers: tuple[Finding, ...], sentences: list[str]) -> str:
     """The verdict, the run card and every finding."""
-    lines = [f"# Stability report: {data.reasoner['main'].name}", "", "## Verdict", "", *[f"{k}. {text}" for k, text in enumerate(sentences, 1)], ""]
-    lines += ["## Run", "", "| what | value |", "|---|---|", *[f"| {key} | {_cell(value)} |" for key, value in facts(data).items()], ""]
+    lines = [f"# Stability report: {plain(data.reasoner['main'].name)}", "", "## Verdict", "", *[f"{k}. {text}" for k, text in enumerate(sentences, 1)], ""]
+    lines += ["## Run", "", "| what | value |", "|---|---|", *[f"| {key} | {plain(value)} |" for key, value in facts(data).items()], ""]
     lines += ["## Findings", "", "| finding | value | interval or range | n | unit | source |", "|---|---|---|---|---|---|"]
     lines += [
-        f"| {_cell(one.claim)} | {_number(one.value)} | {_interval(one)} | {one.n} | {_cell(one.unit)} | `{one.source}` |" for one in numbers
+        f"| {plain(one.claim)} | {_number(one.value)} | {_interval(one)} | {one.n} | {plain(one.unit)} | `{one.source}` |" for one in numbers
     ]
     level = f"{100 * data.level:g}"
     lines += [
@@ -83,6 +84,17 @@ def as_json(data: Recorded, found: Analysis, numbers: tuple[Finding, ...], sente
     )
 
 
+def plain(text: str) -> str:
+    r"""Text that Markdown and HTML show as it is, on one line, also inside a table.
+
+    Example:
+        >>> plain("a|b <i>c_d</i>")
+        'a\\|b &lt;i&gt;c\\_d&lt;/i&gt;'
+    """
+    shown = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", shown)
+
+
 def finite(value: Any) -> Any:
     """`value` with null in place of the numbers that JSON does not have."""
     if isinstance(value, dict):
@@ -111,7 +123,3 @@ def _number(value: float) -> str:
 
 def _interval(one: Finding) -> str:
     return "-" if math.isnan(one.low) else f"{one.low:.4g} to {one.high:.4g}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -81,14 +81,21 @@ def fixed_point_facts(ends: Ends, points: FixedPointSet) -> dict[str, Any]:
 
 
 def spectrum_facts(ends: Ends, points: FixedPointSet, found: Spectrum | None, *, level: float) -> dict[str, Any]:
-    """Verdicts with Clopper-Pearson intervals over distinct points, and every point with its eigenvalues and their errors. `found` is the spectrum at `groups(points).points`."""
+    """Verdicts on the points that ends rest near, with Clopper-Pearson intervals, and every point with its eigenvalues and their errors.
+
+    `found` is the spectrum at `groups(points).points`. Points that polishing reached from afar are counted apart: no run rests on them.
+    """
     ids, fixed = ends.instance.ids, groups(points)
     right, verdicts, rows = solved(ends, fixed.points), [], []
+    moved = torch.full((len(fixed.points),), torch.inf, dtype=points.moved.dtype)
+    moved = moved.scatter_reduce(0, fixed.labels[fixed.labels >= 0], points.moved[fixed.labels >= 0], "amin")
+    near = moved <= NEAR
     if found is not None:
         for word in VERDICTS:
-            count = sum(one.startswith(word) for one in found.verdict)
-            low, high = clopper_pearson(count, len(found.verdict), level=level)
-            verdicts.append({"verdict": word, "points": count, "share": count / len(found.verdict), "low": low, "high": high})
+            these = torch.tensor([one.startswith(word) for one in found.verdict])
+            count, n = int((these & near).sum()), int(near.sum())
+            low, high = clopper_pearson(count, n, level=level) if n else (0.0, 1.0)
+            verdicts.append({"verdict": word, "near": count, "share": count / n if n else None, "low": low, "high": high, "far": int((these & ~near).sum())})
         errors = eigenvalue_errors(found)
         for k, (i, start) in enumerate(zip(fixed.points.instance.tolist(), fixed.points.start.tolist(), strict=True)):
             rows.append(
@@ -98,7 +105,7 @@ def spectrum_facts(ends: Ends, points: FixedPointSet, found: Spectrum | None, *,
                     "starts": int(fixed.counts[k]),
                     "solved": bool(right[k]),
                     "residual": float(fixed.points.residual[k]),
-                    "moved": float(fixed.points.moved[k]),
+                    "moved": float(moved[k]),
                     "radius": float(found.radius[k]),
                     "error": float(errors[k, 0]),
                     "verdict": found.verdict[k],
@@ -114,8 +121,7 @@ def spectrum_facts(ends: Ends, points: FixedPointSet, found: Spectrum | None, *,
         "level": level,
         "method": None if found is None else found.method,
         "products": None if found is None else found.products,
-        "far": int((fixed.points.moved > NEAR).sum()),
-        "radius": None if found is None else span(found.radius),
+        "radius": None if found is None else span(found.radius[near]),
         "verdicts": verdicts,
         "points": rows,
     }
