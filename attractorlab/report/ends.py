@@ -95,9 +95,10 @@ def series_of(run: Run) -> dict[str, Series]:
     Raises:
         RunError: If the folder holds no recording but an analysis of one.
     """
-    if "series" not in run.manifest.config:
+    found = run.manifest.config.get("series")
+    if not isinstance(found, dict):
         raise RunError(f"{run.path} holds no recording. What is analysed is the run of `attractorlab record` or `report`. Give the folder of that run.")
-    return {name: Series(**one) for name, one in run.manifest.config["series"].items()}
+    return {name: Series(**one) for name, one in found.items()}
 
 
 def units_of(run: Run, series: str) -> list[str]:
