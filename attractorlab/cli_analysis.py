@@ -249,15 +249,18 @@ def _polished(ends: "Ends", settings: Mapping[str, Any], say: Callable[[str], No
 
 
 def _solvers() -> dict[str, "Solver"]:
-    import attractorlab as al
+    from attractorlab.dynamics.fixed_points import by_iteration
+    from attractorlab.dynamics.minimisation import by_gauss_newton, by_minimisation
+    from attractorlab.dynamics.newton import by_newton_krylov
+    from attractorlab.dynamics.quasi_newton import by_anderson, by_broyden
 
     return {
-        "newton-krylov": al.by_newton_krylov,
-        "gauss-newton": al.by_gauss_newton,
-        "anderson": al.by_anderson,
-        "broyden": al.by_broyden,
-        "iteration": al.by_iteration,
-        "minimisation": al.by_minimisation,
+        "newton-krylov": by_newton_krylov,
+        "gauss-newton": by_gauss_newton,
+        "anderson": by_anderson,
+        "broyden": by_broyden,
+        "iteration": by_iteration,
+        "minimisation": by_minimisation,
     }
 
 
