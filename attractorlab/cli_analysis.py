@@ -340,7 +340,12 @@ def _kept(out: Path, config: Mapping[str, Any], command: str) -> dict[str, Any] 
     if there != out:
         raise ValueError(f"`{command}` got --out {out}, which holds a report. A report's folder stays as it is. Choose another --out.")
     run, path = _place(out, config, command), out / f"{command}.json"
-    return None if run.missing() or not path.exists() else dict(json.loads(path.read_text(encoding="utf-8")))
+    if run.missing() or not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError:  # somebody wrote into it: it is made anew
+        return None
 
 
 def _keep(out: Path, config: Mapping[str, Any], command: str, nouns: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ def fixed_point_lines(facts: Facts) -> Iterator[str]:
     if facts["far"]:
         yield from _said(f"far: {facts['far']} of the converged moved by more than a hundredth of the norm: where the run ended there was no fixed point.")
     if facts["unseen"] is not None:
-        yield from _said(f"unseen: about {100 * facts['unseen']:.2g} % of further starts would end on fixed points not met here (Good and Turing, mean over the puzzles).")
+        yield from _said(f"unseen: about {100 * facts['unseen']:.2g} % of further starts that converge would do so on fixed points not met here (Good and Turing, mean over the puzzles).")
     yield from _said(
         "distinct are the fixed points that differ, solved those of them that are solutions; residual, error (of one Newton step) and moved are the largest among the "
         "converged, relative to the state's norm."
@@ -71,7 +71,7 @@ def spectrum_lines(facts: Facts) -> Iterator[str]:
         ],
     )
     yield ""
-    yield f"eigenvalues, ± condition times defect{'' if len(points) <= LISTED else f', of the first {LISTED} points (all with --json)'}"
+    yield f"eigenvalues ± condition times defect{'' if len(points) <= LISTED else f', of the first {LISTED} points (all with --json)'}"
     for one in points[:LISTED]:
         values = [f"{_complex(*value)} ± {_small(error)}" for value, error in zip(one["eigenvalues"], one["errors"], strict=True)]
         width = max(len(value) for value in values)
@@ -80,7 +80,7 @@ def spectrum_lines(facts: Facts) -> Iterator[str]:
         for k in range(0, len(values), per_line):
             yield GAP.join([(first if k == 0 else "").ljust(ids.width), *[value.ljust(width) for value in values[k : k + per_line]]]).rstrip()
     yield ""
-    yield from _said(f"starts: how many of the ends lead to the point. Eigenvalues are per tick, {facts['clock']}.")
+    yield from _said(f"starts: how many of the ends lead to the point. A dash: no error can be told. Eigenvalues are per tick, {facts['clock']}.")
 
 
 def lyapunov_lines(facts: Facts) -> Iterator[str]:

@@ -130,6 +130,6 @@ def same_weights(run: Run, one: Series, reasoner: AbstractRecursion) -> Abstract
     if reasoner.origin().weights != one.weights:
         raise RunError(
             f"{run.path} was recorded with weights {one.weights} of {one.model}, which now has {reasoner.origin().weights}. "
-            "A report reads the model that made the run. Record the run again with the present weights."
+            "An analysis reads the model that made the run. Record the run again with the present weights."
         )
     return reasoner
