@@ -1,5 +1,6 @@
 """The command line: one subcommand per verb. The only place that prints."""
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -257,6 +258,8 @@ def main(argv: list[str] | None = None) -> int:
     except (SpaceError, Unfinished) as error:
         return _fail(str(error), PARTIAL)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return _fail(f"{str(error.filename)!r} is too long for a path. No file can have such a name. Give a shorter one.", USAGE)
         return _fail(f"{error}. The work could not be finished; what was complete is kept. Make room or choose another --out.", PARTIAL)
     except ValueError as error:
         return _fail(str(error), BAD_DATA if isinstance(error, BadData) else USAGE)

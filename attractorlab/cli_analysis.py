@@ -337,8 +337,8 @@ def _kept(out: Path, config: Mapping[str, Any], command: str) -> dict[str, Any] 
     there = run_folder(out)
     if there is None:
         return None
-    if there != out:
-        raise ValueError(f"`{command}` got --out {out}, which holds a report. A report's folder stays as it is. Choose another --out.")
+    if there != out or _analysis_in(out) != command:
+        raise ValueError(f"`{command}` got --out {out}, which holds a run, a report or another analysis. It stays as it is. Choose another --out.")
     run, path = _place(out, config, command), out / f"{command}.json"
     if run.missing() or not path.exists():
         return None
@@ -346,6 +346,12 @@ def _kept(out: Path, config: Mapping[str, Any], command: str) -> dict[str, Any] 
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError:  # somebody wrote into it: it is made anew
         return None
+
+
+def _analysis_in(out: Path) -> object:
+    from attractorlab.store import Run
+
+    return Run(out).manifest.config.get("analysis")
 
 
 def _keep(out: Path, config: Mapping[str, Any], command: str, nouns: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

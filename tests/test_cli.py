@@ -82,8 +82,10 @@ def test_a_checkpoint_for_another_side_is_refused(capsys, tmp_path):
         (["train", "nothing", "--out", "x"], ("nothing", "eqr-sudoku-6")),
         (["probe", "no_such_probe"], ("no_such_probe",)),
         (["inspect", "a" * 300], ("found no model", "bundled name")),
+        (["report", "eqr-sudoku-4", "--data", "a" * 300], ("too long for a path",)),
+        (["record", "eqr-sudoku-4", "--out", "a" * 300], ("too long for a path",)),
     ],
-    ids=["option", "model", "rows", "tolerance", "key", "configuration", "probe", "long name"],
+    ids=["option", "model", "rows", "tolerance", "key", "configuration", "probe", "long model", "long data", "long output"],
 )
 def test_misuse_is_one_message_and_code_2(capsys, tmp_path, monkeypatch, argv, words):
     monkeypatch.chdir(tmp_path)

@@ -162,7 +162,8 @@ def test_what_is_kept_is_read_again_and_another_question_is_refused(run, capsys,
     assert json.loads((out / "fixed-points.json").read_text()) == first
     assert said("verify", out)["whole"] == 2 and said("inspect", out)["analysis"] == "fixed-points"
     fails(capsys, 4, "differs in", "tol", argv=["fixed-points", run, *QUICK, "--tol", "1e-9", "--out", out])
-    fails(capsys, 4, "differs in", argv=["fixed-points", run, "--out", run])
+    fails(capsys, 2, "holds a run", "Choose another --out", argv=["fixed-points", run, "--out", run])
+    fails(capsys, 2, "another analysis", argv=["lyapunov", run, "--out", out])
     fails(capsys, 4, "holds no recording", argv=["spectrum", out])
     monkeypatch.delattr("attractorlab.report.stability.fixed_point_facts")
     assert said("fixed-points", run, *QUICK, "--out", out) == first
@@ -273,7 +274,7 @@ def test_options_that_a_run_has_settled_are_refused(run, capsys):
 def test_a_report_folder_stands_for_its_run_and_is_not_written_into(run, capsys, tmp_path):
     shutil.copytree(run, tmp_path / "report" / "run")
     assert said("fixed-points", tmp_path / "report", *QUICK)["points"] == said("fixed-points", run, *QUICK)["points"]
-    fails(capsys, 2, "holds a report", argv=["fixed-points", run, "--out", tmp_path / "report"])
+    fails(capsys, 2, "a report", argv=["fixed-points", run, "--out", tmp_path / "report"])
 
 
 def test_a_model_that_is_gone_or_another_or_not_finite_or_without_a_tick_is_refused(capsys, tmp_path):
