@@ -1,5 +1,6 @@
 """The command line: one subcommand per verb. The only place that prints."""
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -7,13 +8,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from attractorlab.cli_tools import Json, command_line, convert, must_be_folder, print_json, progress_bar, stages, tell
-from attractorlab.errors import BadData, SpaceError
+from attractorlab.cli_analysis import fixed_points, lyapunov, spectrum
+from attractorlab.cli_tools import (
+    Data,
+    Json,
+    Level,
+    Model,
+    Rows,
+    Seed,
+    Split,
+    Starts,
+    TaskName,
+    Threads,
+    Ticks,
+    Tol,
+    command_line,
+    convert,
+    instances,
+    must_be_folder,
+    print_json,
+    progress_bar,
+    run_folder,
+    stages,
+    stored_command,
+    tell,
+    use,
+)
+from attractorlab.errors import BadData, SpaceError, Unfinished
 
 if TYPE_CHECKING:
     from attractorlab.models.recursion import AbstractRecursion
     from attractorlab.store import Run
-    from attractorlab.types import Instance
 
 USAGE, PARTIAL, BAD_DATA = 2, 3, 4
 BY_SIGNAL = 130  # what typer makes of Ctrl-C
@@ -27,17 +52,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 for all cores.", min=0, max=1024)]
-Model = Annotated[str, typer.Argument(help="A bundled model, a model file, or a training folder.")]
-TaskName = Annotated[str, typer.Option(help="Task of the puzzles; the model's own if left out.")]
-Data = Annotated[str, typer.Option(help="Puzzle file (.csv, .csv.gz) or array folder; the bundled puzzles if left out.")]
-Split = Annotated[str, typer.Option(help="Which part of the puzzles.")]
-Rows = Annotated[int, typer.Option(help="Puzzles, spread evenly over the split.", min=1)]
-Starts = Annotated[int, typer.Option(help="Random starts per puzzle.", min=1)]
-Ticks = Annotated[int, typer.Option(help="Ticks to follow each start; one tick is one segment of the model.", min=3)]
-Tol = Annotated[float, typer.Option(help="Relative residual that counts as at rest.")]
-Level = Annotated[float, typer.Option(help="Coverage of the intervals.", min=0.5, max=0.9999)]
-Seed = Annotated[int, typer.Option(help="Of the starts.", min=0, max=2**40)]
 Baseline = Annotated[str, typer.Option(help='A model to compare with, "none", or "auto" for the bundled one without random starts.')]
 
 
@@ -62,7 +76,7 @@ def report(
 
     An interrupted report goes on where it stopped when the same command is given again.
     """
-    _use(threads)
+    use(threads)
     must_be_folder(out)
     run = _record("report", out / "run", model, task, data, split, rows, starts, ticks, tol, level, seed, baseline)
     import attractorlab as al
@@ -94,7 +108,7 @@ def record(
     as_json: Json = False,
 ) -> None:
     """Record trajectories into a run folder, without analysing them."""
-    _use(threads)
+    use(threads)
     run = _record("record", out, model, task, data, split, rows, starts, ticks, tol, level, seed, baseline)
     facts = {"run": str(out), "units": len(run.manifest.units), "done": len(run.done()), "bytes": run.bytes()}
     tell(facts, as_json)
@@ -116,7 +130,7 @@ def train(
     from attractorlab.training.loop import Trainer
     from attractorlab.training.loop import train as run_training
 
-    _use(threads)
+    use(threads)
     must_be_folder(out)
     _check_device(device)
     pairs = [text.partition("=") for text in overrides or []]
@@ -144,6 +158,9 @@ def train(
     tell({"model": str(path), "segments": trainer.segment, "parameters": sum(p.numel() for p in trainer.model.parameters())}, as_json)
 
 
+app.command()(fixed_points)
+app.command()(spectrum)
+app.command()(lyapunov)
 app.command()(convert)
 
 
@@ -153,11 +170,10 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what a model or a run holds."""
-    place = Path(path)
-    if (place / "manifest.json").exists() or (place / "run" / "manifest.json").exists():
+    if (folder := run_folder(path)) is not None:
         from attractorlab.store import Run
 
-        run = Run(place if (place / "manifest.json").exists() else place / "run")
+        run = Run(folder)
         missing = run.missing()
         facts: dict[str, Any] = {"run": str(run.path), "created": run.manifest.created, "complete": len(run.done()), "missing": len(missing), "bytes": run.bytes()}
         tell(facts | {key: value for key, value in run.manifest.config.items() if key != "ids"}, as_json)
@@ -183,7 +199,7 @@ def verify(
     """Check every number of a run against the checksum that was stored with it, and say what is missing."""
     from attractorlab.store import Run
 
-    run = Run(path / "run" if (path / "run" / "manifest.json").exists() else path)
+    run = Run(run_folder(path) or path)
     damaged = {unit: said for unit in run.done() if (said := run.damage(unit))}
     tell({"run": str(run.path), "whole": len(run.done()) - len(damaged), "damaged": damaged, "missing": run.missing()}, as_json)
     if damaged or run.missing():
@@ -215,7 +231,7 @@ def probe(
     """Run one probe, a file that asks one question, and log its outcome."""
     from attractorlab.probes import add_to_log, run_probe
 
-    _use(threads)
+    use(threads)
     outcome = run_probe(path := Path(name) if name.endswith(".py") else Path("probes") / f"{name}.py")
     if log:
         add_to_log(path, outcome, command=command_line())
@@ -239,9 +255,11 @@ def main(argv: list[str] | None = None) -> int:
         return int(ended.exit_code) if ended.exit_code != BY_SIGNAL else _fail(INTERRUPTED, PARTIAL)
     except typer.TyperException as error:
         return _fail(f"{error.format_message()} See attractorlab --help.", USAGE)
-    except SpaceError as error:
+    except (SpaceError, Unfinished) as error:
         return _fail(str(error), PARTIAL)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return _fail(f"{str(error.filename)!r} is too long for a path. No file can have such a name. Give a shorter one.", USAGE)
         return _fail(f"{error}. The work could not be finished; what was complete is kept. Make room or choose another --out.", PARTIAL)
     except ValueError as error:
         return _fail(str(error), BAD_DATA if isinstance(error, BadData) else USAGE)
@@ -259,7 +277,7 @@ def _record(
     from attractorlab.sweep import Series, record
 
     reasoner = models.load(model)
-    instance = _instances(command, reasoner, task, data, split, rows)
+    instance = instances(command, reasoner, task, data, split, rows)
 
     def series(name: str, one: "AbstractRecursion", count: int, scale: float | None) -> tuple["AbstractRecursion", Series]:
         # A run is read later, perhaps from another folder.
@@ -279,7 +297,7 @@ def _record(
             )
         asked[BASELINE] = series(other, second, starts, reasoner.config.start_scale)
         asked[OWN] = series(other, second, 1, None)
-    settings = {"data": data, "split": split, "level": level, "command": _stored_command(folder) or command_line()}
+    settings = {"data": data, "split": split, "level": level, "command": stored_command(folder) or command_line()}
     from attractorlab.dynamics.orbits import check_tol
 
     check_tol(tol, reasoner.dtype, command)
@@ -298,34 +316,6 @@ def _record(
         )
 
 
-def _stored_command(folder: Path) -> str:
-    """The command that began a run: continuing it with other spelling is no difference."""
-    if not (folder / "manifest.json").exists():
-        return ""
-    from attractorlab.store import Run
-
-    return str(Run(folder).manifest.config["command"])
-
-
-def _instances(command: str, reasoner: "AbstractRecursion", task: str, data: str, split: str, rows: int) -> "Instance":
-    import torch
-
-    from attractorlab import tasks
-    from attractorlab.models import CheckpointError
-
-    found = tasks.load(task or reasoner.config.task, split=split, path=data or None)
-    if found.task != reasoner.config.task:
-        raise CheckpointError(
-            f"`{command}` got {found.task} for {reasoner.name}, a model for {reasoner.config.task}. A reasoner only takes the task it was built for. "
-            f"Use --task {reasoner.config.task}, or a model for {found.task}."
-        )
-    if not len(found):
-        raise BadData(f"{data} holds no puzzles. A run is made of one puzzle or more. Give a file with rows below its header.")
-    if rows > len(found):
-        raise ValueError(f"`{command}` got --rows {rows} for {len(found)} puzzles. It takes each puzzle once. Use --rows {len(found)} or fewer.")
-    return found[torch.arange(rows) * len(found) // rows]
-
-
 def _baseline(asked: str, reasoner: "AbstractRecursion") -> str:
     from attractorlab import models
 
@@ -333,13 +323,6 @@ def _baseline(asked: str, reasoner: "AbstractRecursion") -> str:
         return "" if asked == "none" else asked
     twin = reasoner.config.task and f"trm-{reasoner.config.task}"
     return twin if twin in models.names() and reasoner.name != twin else ""
-
-
-def _use(threads: int) -> None:
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
 
 
 def _check_device(name: str) -> None:

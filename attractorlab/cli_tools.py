@@ -1,5 +1,6 @@
-"""What commands share: how facts and progress are printed; and the command that converts model files."""
+"""What commands share: their options, the puzzles they take, how facts and progress are printed; and the command that converts model files."""
 
+import errno
 import json
 import shlex
 import sys
@@ -10,10 +11,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from attractorlab.errors import BadData
+
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from attractorlab.models.recursion import AbstractRecursion
+    from attractorlab.types import Instance
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 for all cores.", min=0, max=1024)]
+Model = Annotated[str, typer.Argument(help="A bundled model, a model file, or a training folder.")]
+TaskName = Annotated[str, typer.Option(help="Task of the puzzles; the model's own if left out.")]
+Data = Annotated[str, typer.Option(help="Puzzle file (.csv, .csv.gz) or array folder; the bundled puzzles if left out.")]
+Split = Annotated[str, typer.Option(help="Which part of the puzzles.")]
+Rows = Annotated[int, typer.Option(help="Puzzles, spread evenly over the split.", min=1)]
+Starts = Annotated[int, typer.Option(help="Random starts per puzzle.", min=1)]
+Ticks = Annotated[int, typer.Option(help="Ticks to follow each start; one tick is one segment of the model.", min=3)]
+Tol = Annotated[float, typer.Option(help="Relative residual that counts as at rest.")]
+Level = Annotated[float, typer.Option(help="Coverage of the intervals.", min=0.5, max=0.9999)]
+Seed = Annotated[int, typer.Option(help="Of the starts.", min=0, max=2**40)]
 
 
 def convert(
@@ -63,6 +80,61 @@ def convert(
     about = models.describe(out)
     facts = {"model": str(out), "kind": about["model"], "weights": reasoner.origin().weights, "weights_from": about["weights_from"], "parameters": parameters}
     tell(facts | json.loads(about["config"]), as_json)
+
+
+def use(threads: int) -> None:
+    """Compute with so many CPU threads; 0 leaves it to torch."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def run_folder(path: str | Path) -> Path | None:
+    """The folder of the run that `path` is, or that the report in it is of; None if it is neither."""
+    for place in (Path(path), Path(path) / "run"):
+        try:
+            if (place / "manifest.json").exists():
+                return place
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+    return None
+
+
+def stored_command(folder: Path) -> str:
+    """The command that began a run, empty if there is none: continuing it with other spelling is no difference."""
+    if not (folder / "manifest.json").exists():
+        return ""
+    from attractorlab.store import Run
+
+    return str(Run(folder).manifest.config.get("command", ""))
+
+
+def instances(command: str, reasoner: "AbstractRecursion", task: str, data: str, split: str, rows: int) -> "Instance":
+    """So many puzzles for a reasoner, spread evenly over the split.
+
+    Raises:
+        CheckpointError: If they are of another task than the reasoner's.
+        BadData: If there are none.
+        ValueError: If there are fewer.
+    """
+    import torch
+
+    from attractorlab import tasks
+    from attractorlab.models import CheckpointError
+
+    found = tasks.load(task or reasoner.config.task, split=split, path=data or None)
+    if found.task != reasoner.config.task:
+        raise CheckpointError(
+            f"`{command}` got {found.task} for {reasoner.name}, a model for {reasoner.config.task}. A reasoner only takes the task it was built for. "
+            f"Use --task {reasoner.config.task}, or a model for {found.task}."
+        )
+    if not len(found):
+        raise BadData(f"{data} holds no puzzles. A run is made of one puzzle or more. Give a file with rows below its header.")
+    if rows > len(found):
+        raise ValueError(f"`{command}` got --rows {rows} for {len(found)} puzzles. It takes each puzzle once. Use --rows {len(found)} or fewer.")
+    return found[torch.arange(rows) * len(found) // rows]
 
 
 def command_line() -> str:

@@ -7,3 +7,7 @@ class BadData(ValueError):
 
 class SpaceError(OSError):
     """Not enough room on the disk for what is about to be written."""
+
+
+class Unfinished(ValueError):
+    """What was asked for is done only in part, as what it is made from is not complete."""

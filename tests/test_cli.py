@@ -81,8 +81,11 @@ def test_a_checkpoint_for_another_side_is_refused(capsys, tmp_path):
         (["train", "eqr-sudoku-4", "--set", "widht=3", "--out", "x"], ("widht", "width")),
         (["train", "nothing", "--out", "x"], ("nothing", "eqr-sudoku-6")),
         (["probe", "no_such_probe"], ("no_such_probe",)),
+        (["inspect", "a" * 300], ("found no model", "bundled name")),
+        (["report", "eqr-sudoku-4", "--data", "a" * 300], ("too long for a path",)),
+        (["record", "eqr-sudoku-4", "--out", "a" * 300], ("too long for a path",)),
     ],
-    ids=["option", "model", "rows", "tolerance", "key", "configuration", "probe"],
+    ids=["option", "model", "rows", "tolerance", "key", "configuration", "probe", "long model", "long data", "long output"],
 )
 def test_misuse_is_one_message_and_code_2(capsys, tmp_path, monkeypatch, argv, words):
     monkeypatch.chdir(tmp_path)
@@ -186,6 +189,6 @@ def test_train_writes_resumes_and_refuses_a_second_training(capsys, tmp_path):
 
 
 def test_every_command_has_help(capsys):
-    for command in ("report", "record", "train", "convert", "inspect", "verify", "doctor", "probe"):
+    for command in ("report", "record", "train", "convert", "inspect", "verify", "doctor", "probe", "fixed-points", "spectrum", "lyapunov"):
         assert main([command, "--help"]) == 0
         assert "--json" in capsys.readouterr().out

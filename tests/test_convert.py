@@ -1,12 +1,16 @@
 """`attractorlab convert`: official files in our format, and the other commands on both."""
 
+import inspect
 import json
+from dataclasses import fields
+from typing import get_args
 
 import pytest
 import torch
 
 import attractorlab as al
 from attractorlab.cli import main
+from attractorlab.cli_tools import convert
 from tests.models import made
 
 SUDOKU_4 = {"width": 16, "sites": 16, "prefix": 2, "vocabulary": 6, "mixer": "mlp"}
@@ -83,3 +87,10 @@ def test_bad_files_are_code_4_and_misuse_is_code_2(capsys, tmp_path, official):
     same.write_bytes(whole)
     fails(capsys, 2, "to read and to write", argv=["convert", same, "--out", same, "--task", "sudoku-4"])
     assert not new.exists() and same.read_bytes() == whole
+
+
+def test_given_says_what_load_and_convert_can_be_told():
+    known = {one.name: one.type for one in fields(al.models.Given)}
+    asked = {name: one.annotation for name, one in inspect.signature(al.models.load).parameters.items() if one.kind is one.KEYWORD_ONLY}
+    options = {name: get_args(one.annotation)[0] for name, one in inspect.signature(convert).parameters.items() if name not in ("path", "out", "as_json")}
+    assert known == asked == options

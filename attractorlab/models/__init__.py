@@ -2,7 +2,7 @@
 
 from attractorlab.models.base import AbstractReasoner
 from attractorlab.models.cells import from_cell
-from attractorlab.models.checkpoints import ALIASES, convert, describe, find, load, load_feedforward, names, save
+from attractorlab.models.checkpoints import ALIASES, NoModelError, convert, describe, find, load, load_feedforward, names, save
 from attractorlab.models.eqr import EqR, EqRConfig
 from attractorlab.models.feedforward import FeedForward, FeedForwardConfig, untied
 from attractorlab.models.hooking import Hooked, from_function, hook
@@ -27,6 +27,7 @@ __all__ = [
     "Given",
     "HRMConfig",
     "Hooked",
+    "NoModelError",
     "TRMConfig",
     "convert",
     "describe",

@@ -1,5 +1,6 @@
 """Models on disk: ours, safetensors with the whole configuration; those of the published trainers; bundled ones by name."""
 
+import errno
 import json
 import os
 import struct
@@ -33,18 +34,37 @@ def names() -> list[str]:
     return sorted(path.stem for path in BUNDLED.glob("*.safetensors"))
 
 
+class NoModelError(ValueError):
+    """There is no model of that name or at that path."""
+
+
 def find(model: str | os.PathLike[str]) -> Path:
     """The file of a bundled name, or of a path to a model file, to a training folder of ours, or to a published one with one checkpoint.
 
     Raises:
-        ValueError: If there is neither such a name nor such a file, or a folder holds several checkpoints.
+        NoModelError: If there is neither such a name nor such a file.
+        ValueError: If a folder holds several checkpoints.
     """
-    path = Path(model)
+    try:
+        found = _file_of(Path(model), str(model))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        found = None  # no file can have such a name
+    if found is None:
+        raise NoModelError(
+            f"`load` found no model {str(model)!r}. A model is a bundled name, the path of a model file, or a folder with one. "
+            f"Use one of {', '.join(names())}, or check the path."
+        )
+    return found
+
+
+def _file_of(path: Path, model: str) -> Path | None:
     if path.is_dir() and (path / "model.safetensors").is_file():
         return path / "model.safetensors"
     if path.is_file():
         return path
-    if path.is_dir() and str(model):
+    if path.is_dir() and model:
         inside = sorted({file for folder in (path, path / "checkpoints") for name in CHECKPOINTS for file in folder.glob(name) if file.is_file()})
         if len(inside) == 1:
             return inside[0]
@@ -53,13 +73,8 @@ def find(model: str | os.PathLike[str]) -> Path:
                 f"`load` found {len(inside)} checkpoints in {path}: {', '.join(str(file.relative_to(path)) for file in inside)}. "
                 "A folder stands for the one it holds. Give the path of one of them."
             )
-    bundled = BUNDLED / f"{ALIASES.get(str(model), str(model))}.safetensors"
-    if path.suffix == "" and bundled.is_file():
-        return bundled
-    raise ValueError(
-        f"`load` found no model {str(model)!r}. A model is a bundled name, the path of a model file, or a folder with one. "
-        f"Use one of {', '.join(names())}, or check the path."
-    )
+    bundled = BUNDLED / f"{ALIASES.get(model, model)}.safetensors"
+    return bundled if path.suffix == "" and bundled.is_file() else None
 
 
 def load(

@@ -10,7 +10,7 @@ from typing import Any
 
 from attractorlab.report.analysis import analyse, recorded
 from attractorlab.report.findings import findings, verdict
-from attractorlab.report.markdown import as_json, as_markdown
+from attractorlab.report.markdown import as_json, as_markdown, write_whole
 from attractorlab.report.page import build_page
 from attractorlab.report.sections import figures, sections
 from attractorlab.store import Run
@@ -45,21 +45,8 @@ def report(run: Run | str | os.PathLike[str], folder: str | os.PathLike[str], *,
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     texts = {"report.json": json.dumps(as_json(data, found, numbers, sentences), indent=1), "report.md": as_markdown(data, numbers, sentences), "index.html": page}
-    _write({place / name: text for name, text in texts.items()})
+    write_whole({place / name: text for name, text in texts.items()})
     return Report(findings=numbers, figures=drawn, folder=str(place))
-
-
-def _write(texts: dict[Path, str]) -> None:
-    """Write all of them, or leave what was there: none is put in its place before every one is on the disk."""
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in texts}
-    try:
-        for path, text in texts.items():
-            temporary[path].write_text(text, encoding="utf-8")
-        for path, written in temporary.items():
-            os.replace(written, path)
-    finally:
-        for written in temporary.values():
-            written.unlink(missing_ok=True)
 
 
 class _Room(types.ModuleType):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from attractorlab import models, tasks, trees
+from attractorlab import tasks, trees
 from attractorlab.dynamics.basins import basin_slice, basins_of, by_end_state, plane_through, tally
 from attractorlab.dynamics.convergence import convergence
 from attractorlab.dynamics.fixed_points import distinct, find_fixed_points
@@ -21,6 +21,7 @@ from attractorlab.dynamics.spectrum import spectrum
 from attractorlab.maps import LatentMap
 from attractorlab.models.recursion import AbstractRecursion
 from attractorlab.projection import by_pca, by_umap, project
+from attractorlab.report.ends import lifted, model_of, same_weights, series_of
 from attractorlab.store import Run, RunError
 from attractorlab.sweep import PUZZLES, Series, whole
 from attractorlab.types import (
@@ -93,9 +94,9 @@ def recorded(run: Run, *, reasoners: dict[str, AbstractRecursion] | None = None)
     """Read a run back, with its models.
 
     Raises:
-        RunError: If the main series is not complete, or a model's weights are not those of the run.
+        RunError: If the run is not complete, or a model cannot be found or has other weights than the run was recorded with.
     """
-    config = run.manifest.config
+    config, series = run.manifest.config, series_of(run)
     missing = [unit for unit in run.missing() if unit != ANALYSIS]
     if missing:
         raise RunError(
@@ -103,16 +104,7 @@ def recorded(run: Run, *, reasoners: dict[str, AbstractRecursion] | None = None)
             "Run the command that began it again: it goes on where it stopped."
         )
     instance: Instance = run.read(PUZZLES)["instance"]
-    series = {name: Series(**one) for name, one in config["series"].items()}
-    found: dict[str, AbstractRecursion] = {}
-    for name, one in series.items():
-        given = (reasoners or {}).get(name)
-        found[name] = models.load(one.model) if given is None else given
-        if found[name].origin().weights != one.weights:
-            raise RunError(
-                f"{run.path} was recorded with weights {one.weights} of {one.model}, which now has {found[name].origin().weights}. "
-                "A report reads the model that made the run. Record the run again with the present weights."
-            )
+    found = {name: model_of(run, one) if name not in (reasoners or {}) else same_weights(run, one, (reasoners or {})[name]) for name, one in series.items()}
     traj = {name: run.trajectory_of(name) for name in series}
     tol = float(config["tol"])
     conv = {name: convergence(one, tol=tol, targets=instance.targets) for name, one in traj.items()}
@@ -132,7 +124,7 @@ def analyse(data: Recorded, *, say: Say) -> Analysis:
     ends = basins_of(traj, conv, level=data.level, by_state=END_STATE * data.tol, sampler=law(data, MAIN))
     grids = {name: grid_of(data, name) for name in data.series}
     say("fixed points in float64")
-    f64, z64 = float64_map(data)
+    _, f64, z64 = lifted(data.reasoner[MAIN], data.instance, data.series[MAIN], traj)
     chosen = candidates(ends, conv)
     points = find_fixed_points(f64.take(chosen), trees.take(z64, chosen), method=by_newton_krylov, tol=FIXED_TOL, max_steps=FIXED_STEPS)
     points = replace(points, row=chosen[points.row])
@@ -221,14 +213,6 @@ def grid_of(data: Recorded, name: str) -> ScalingGrid:
 def powers(top: int) -> list[int]:
     """1, 2, 4, ... and `top`."""
     return sorted({top, *(2**k for k in range(top.bit_length()) if 2**k <= top)})
-
-
-def float64_map(data: Recorded) -> tuple[LatentMap, State]:
-    """The main map in float64, one row per row of the run, and the run's last states."""
-    reasoner = data.reasoner[MAIN].to(torch.float64)
-    f, _ = whole(reasoner, data.instance, replace(data.series[MAIN], starts=1), seed=0)
-    traj = data.traj[MAIN]
-    return f.take(traj.instance), trees.to(traj.last, torch.float64)
 
 
 def candidates(ends: BasinEstimate, conv: Convergence) -> Int[Tensor, " point"]:

@@ -1,6 +1,9 @@
 """The report without pictures: as Markdown to read and as JSON to compute with."""
 
 import math
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 from attractorlab.report.analysis import Analysis, Recorded
@@ -12,11 +15,11 @@ SCHEMA = 1
 
 def as_markdown(data: Recorded, numbers: tuple[Finding, ...], sentences: list[str]) -> str:
     """The verdict, the run card and every finding."""
-    lines = [f"# Stability report: {data.reasoner['main'].name}", "", "## Verdict", "", *[f"{k}. {text}" for k, text in enumerate(sentences, 1)], ""]
-    lines += ["## Run", "", "| what | value |", "|---|---|", *[f"| {key} | {_cell(value)} |" for key, value in facts(data).items()], ""]
+    lines = [f"# Stability report: {plain(data.reasoner['main'].name)}", "", "## Verdict", "", *[f"{k}. {text}" for k, text in enumerate(sentences, 1)], ""]
+    lines += ["## Run", "", "| what | value |", "|---|---|", *[f"| {key} | {plain(value)} |" for key, value in facts(data).items()], ""]
     lines += ["## Findings", "", "| finding | value | interval or range | n | unit | source |", "|---|---|---|---|---|---|"]
     lines += [
-        f"| {_cell(one.claim)} | {_number(one.value)} | {_interval(one)} | {one.n} | {_cell(one.unit)} | `{one.source}` |" for one in numbers
+        f"| {plain(one.claim)} | {_number(one.value)} | {_interval(one)} | {one.n} | {plain(one.unit)} | `{one.source}` |" for one in numbers
     ]
     level = f"{100 * data.level:g}"
     lines += [
@@ -81,6 +84,17 @@ def as_json(data: Recorded, found: Analysis, numbers: tuple[Finding, ...], sente
     )
 
 
+def plain(text: str) -> str:
+    r"""Text that Markdown and HTML show as it is, on one line, also inside a table.
+
+    Example:
+        >>> plain("a|b <i>c_d</i>")
+        'a\\|b &lt;i&gt;c\\_d&lt;/i&gt;'
+    """
+    shown = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", shown)
+
+
 def finite(value: Any) -> Any:
     """`value` with null in place of the numbers that JSON does not have."""
     if isinstance(value, dict):
@@ -90,13 +104,22 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def write_whole(texts: dict[Path, str]) -> None:
+    """Write all of them, or leave what was there: none is put in its place before every one is on the disk."""
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in texts}
+    try:
+        for path, text in texts.items():
+            temporary[path].write_text(text, encoding="utf-8")
+        for path, written in temporary.items():
+            os.replace(written, path)
+    finally:
+        for written in temporary.values():
+            written.unlink(missing_ok=True)
+
+
 def _number(value: float) -> str:
     return "none" if math.isnan(value) else f"{value:.4g}"
 
 
 def _interval(one: Finding) -> str:
     return "-" if math.isnan(one.low) else f"{one.low:.4g} to {one.high:.4g}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

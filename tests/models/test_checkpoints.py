@@ -201,7 +201,7 @@ def test_models_are_found_by_file_folder_and_name(path, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "BUNDLED", tmp_path)
     monkeypatch.setattr(checkpoints, "ALIASES", {"short": "model"})
     assert names() == ["model"] and checkpoints.find("model") == checkpoints.find("short") == path
-    for unknown in ("modell", "model.safetensors", tmp_path / "no.safetensors", ""):
+    for unknown in ("modell", "model.safetensors", tmp_path / "no.safetensors", "a" * 300, tmp_path / ("a" * 300), ""):
         if unknown == "" and (checkpoints.Path("") / "model.safetensors").is_file():
             continue
         with pytest.raises(ValueError, match=r"`load` found no model .*bundled name, the path.*Use one of model, or check the path"):

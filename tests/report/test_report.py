@@ -11,6 +11,8 @@ import xarray
 import attractorlab as al
 from attractorlab import tasks
 from attractorlab.cli import main
+from attractorlab.report.analysis import recorded
+from attractorlab.report.markdown import as_markdown
 
 ROWS, STARTS, TICKS = 6, 5, 20
 SAME_EIGENVALUE = 1e-6
@@ -167,6 +169,17 @@ def test_a_second_report_on_the_same_run_reads_what_is_stored(made, tmp_path):
     first, second = ((folder / "report.json").read_text() for folder in (made, tmp_path))
     assert first == second
     assert len(again.findings) > 30
+
+
+def test_a_models_name_is_shown_as_it_is_and_never_as_markup(made):
+    data = recorded(al.Run(made / "run"))
+    data.reasoner["main"].name = "a|b <script>x</script>\n## *c* _d_ `e` [f](g) &amp;"
+    shown = r"a\|b &lt;script&gt;x&lt;/script&gt; \#\# \*c\* \_d\_ \`e\` \[f\](g) &amp;amp;"
+    lines = as_markdown(data, (), ["One."]).splitlines()
+    assert lines[0] == f"# Stability report: {shown}"
+    [row] = [line for line in lines if line.startswith("| model |")]
+    assert row.startswith(f"| model | {shown} (weights ") and len(re.findall(r"(?<!\\)\|", row)) == 3
+    assert sum(line.startswith("## ") for line in lines) == 3
 
 
 def test_a_run_that_is_not_complete_is_refused(made, tmp_path):
