@@ -1,6 +1,5 @@
 """lyapunov_exponents: how fast neighbours of an orbit drift apart, direction by direction."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,9 +10,8 @@ from attractorlab import trees
 from attractorlab.dynamics.krylov import Jacobian, blocks_of_rows, check_dtype, dtype_of, random_vectors
 from attractorlab.dynamics.orbits import DIVERGED
 from attractorlab.maps import LatentMap
+from attractorlab.statistics import batch_error
 from attractorlab.types import LyapunovEstimate, Result, State
-
-FEWEST = 4  # batches that a standard error is read from
 
 
 def lyapunov_exponents(f: LatentMap, z: State, *, k: int, ticks: int, transient: int = 0, by_update: bool = False) -> LyapunovEstimate:
@@ -77,24 +75,6 @@ def lyapunov_exponents(f: LatentMap, z: State, *, k: int, ticks: int, transient:
         clock=f.clock,
         origin=f.origin,
     )
-
-
-def batch_error(values: Float[Tensor, "time ..."]) -> Float[Tensor, "..."]:
-    """The standard error of the mean over time from √n batches of neighbouring values, whose correlation it so keeps; NaN below 16 values.
-
-    From few batches it is itself uncertain: of intervals of ±1.96 such errors around the mean of independent values, 81 % cover the truth at 16
-    values, 88 % at 64 and 93 % at 400.
-
-    Example:
-        >>> batch_error(torch.tensor([1.0, 3.0]).repeat_interleave(4).repeat(2)).item()
-        0.57735...
-    """
-    batches = math.isqrt(len(values))
-    if batches < FEWEST:
-        return torch.full_like(values[0], torch.nan)
-    size = len(values) // batches
-    means = values[len(values) - batches * size :].unflatten(0, (batches, size)).mean(1)  # the earliest values are left out, if any
-    return means.std(0) / math.sqrt(batches)
 
 
 @torch.no_grad()
