@@ -1,7 +1,7 @@
 """non_normality: what a Jacobian can amplify for a while although its eigenvalues say that everything dies out."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Complex, Float
@@ -9,10 +9,13 @@ from torch import Tensor
 
 from attractorlab import trees
 from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, Product, blocks_of_rows, check_dtype, dtype_of, random_vectors
+from attractorlab.dynamics.pseudospectra import pseudospectral_radius
 from attractorlab.maps import LatentMap
 from attractorlab.types import NonNormality, State
 
 DENSE_LIMIT = 1_000  # numbers of a state up to which the whole Jacobian is formed
+CRISS_CROSS = 200  # numbers of a state up to which the pseudospectral radius is found exactly: eigenvalues of matrices twice as wide, some twenty for each epsilon
+EPSILONS = (1e-8, 1e-4, 1e-2)  # disturbances of the Jacobian, if none are given
 SPACE = 40  # vectors of the Krylov space that bounds are read off
 LANCZOS = 60  # products with Jᵏ and its transpose that a singular value may take
 SIGMA_TOL = {torch.float64: 1e-8, torch.float32: 1e-4}  # of the singular value, for ‖(JᵀJ)v − σ²v‖ relative to σ²
@@ -22,8 +25,9 @@ CLIMBS = 4  # points of a grid from which a climb begins
 SHRINKING, HALVINGS = 0.5, 30  # of the steps that climb from the best point of a grid
 
 
-def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None = None) -> NonNormality:
-    """How far the Jacobian of `f` at each row of `z` is from normal: its norm, transient growth, numerical radius, Kreiss constant and Henrici's departure.
+def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None = None, epsilons: Sequence[float] = EPSILONS) -> NonNormality:
+    """How far the Jacobian of `f` at each row of `z` is from normal: its norm, transient growth, numerical radius, Kreiss constant,
+    Henrici's departure and pseudospectral radius.
 
     σ_max > 1 does not mean unstable, and a spectral radius below 1 does not mean that disturbances shrink at once: reasoners have the first at nearly
     every state.
@@ -33,13 +37,15 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
         z: The points, in float64 or float32, the dtype of the map.
         ticks: The largest k of ‖Jᵏ‖₂.
         direction: A direction for each row, for instance the last displacement; its gain ‖Jd‖/‖d‖ is the natural gain.
+        epsilons: Sizes ‖E‖₂ of disturbances of the Jacobian: how far out do eigenvalues of J + E come? For an ill-conditioned eigenvalue, its defect.
 
     Returns:
         One entry per row. Up to 1,000 numbers a state everything comes from the whole Jacobian; above, norms come from products with J and
-        Jᵀ, and the numerical radius and the Kreiss constant from a Krylov space of 40 vectors, as lower bounds. A Jacobian that is not finite gives NaN.
+        Jᵀ, and the numerical radius and the Kreiss constant from a Krylov space of 40 vectors, as lower bounds; so does the pseudospectral radius, from
+        200 numbers a state on. A Jacobian that is not finite gives NaN.
 
     Raises:
-        ValueError: If `ticks` is below 1, `z` is in another dtype than float64 or float32, or rows or dtypes differ.
+        ValueError: If `ticks` is below 1, an epsilon is not above 0, `z` is in another dtype than float64 or float32, or rows or dtypes differ.
 
     Example:
         >>> f = LatentMap(lambda z, x: {"z": z["z"] @ torch.tensor([[0.5, 0.0], [10.0, 0.5]], dtype=torch.float64)}, {}, clock="tick")
@@ -52,6 +58,8 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
     """
     if ticks < 1:
         raise ValueError(f"`non_normality` got ticks={ticks}. Growth is looked at after 1 tick or more. Use ticks=8.")
+    if not all(0 < epsilon < math.inf for epsilon in epsilons):
+        raise ValueError(f"`non_normality` got epsilons={tuple(epsilons)}. A disturbance has a size above 0. Use epsilons=(1e-8, 1e-4, 1e-2).")
     if dtype_of(z) not in SIGMA_TOL:
         raise ValueError(
             f"`non_normality` got states in {str(dtype_of(z)).removeprefix('torch.')}. Norms of a Jacobian need float64 or float32. "
@@ -61,7 +69,7 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
     check_dtype(f, z, "non_normality")
     dense = trees.size(z) <= DENSE_LIMIT
     parts = [
-        (_dense if dense else _free)(f.take(rows), trees.take(z, rows), ticks, None if direction is None else trees.take(direction, rows))
+        (_dense if dense else _free)(f.take(rows), trees.take(z, rows), ticks, None if direction is None else trees.take(direction, rows), tuple(epsilons))
         for rows in blocks_of_rows(f, z, vectors=8 * trees.size(z) if dense else 2 * max(SPACE, LANCZOS) + 8)
     ]
 
@@ -76,7 +84,10 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
         kreiss=joined("kreiss"),
         henrici=joined("henrici"),
         natural_gain=joined("natural_gain"),
+        pseudospectral_radius=joined("pseudospectral_radius"),
+        epsilons=tuple(epsilons),
         bounds=not dense,
+        pseudospectral_bound=trees.size(z) > CRISS_CROSS or not dense,
         products=sum(part.products for part in parts),
         clock=f.clock,
         origin=f.origin,
@@ -165,7 +176,7 @@ def _climb(height: Callable[[Tensor], Tensor], at: Float[Tensor, "point coordina
     return best
 
 
-def _dense(f: LatentMap, z: State, ticks: int, direction: State | None) -> NonNormality:
+def _dense(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons: tuple[float, ...]) -> NonNormality:
     dim, rows = trees.size(z), torch.arange(trees.rows(z))
     jacobian = Jacobian(f, z)
     unit = torch.eye(dim, dtype=torch.float64, device=next(iter(z.values())).device).repeat(len(rows), 1)
@@ -191,11 +202,22 @@ def _dense(f: LatentMap, z: State, ticks: int, direction: State | None) -> NonNo
     }
     fields = {name: torch.where(finite, value, torch.nan) for name, value in fields.items()}
     grown = torch.where(finite[:, None], torch.stack(growth, dim=1), torch.nan)
-    gain = _gain(jacobian, direction, rows)
-    return NonNormality(**fields, transient_growth=grown, natural_gain=gain, bounds=False, products=jacobian.products, clock=f.clock, origin=f.origin)
+    wide = complex_ if dim <= CRISS_CROSS else _projected(lambda v, at: torch.einsum("pij,pj->pi", safe[at], v), len(rows), dim, safe).to(torch.complex128)
+    return NonNormality(
+        **fields,
+        transient_growth=grown,
+        natural_gain=_gain(jacobian, direction, rows),
+        pseudospectral_radius=torch.where(finite[:, None], _pseudospectral_radii(wide, epsilons), torch.nan),
+        epsilons=epsilons,
+        bounds=False,
+        pseudospectral_bound=dim > CRISS_CROSS,
+        products=jacobian.products,
+        clock=f.clock,
+        origin=f.origin,
+    )
 
 
-def _free(f: LatentMap, z: State, ticks: int, direction: State | None) -> NonNormality:
+def _free(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons: tuple[float, ...]) -> NonNormality:
     rows = torch.arange(trees.rows(z))
     jacobian, transpose = Jacobian(f, z), Jacobian(f, z, transposed=True)
     forward, back = jacobian.at(rows), transpose.at(rows)
@@ -205,10 +227,7 @@ def _free(f: LatentMap, z: State, ticks: int, direction: State | None) -> NonNor
         sigma, error = _norm_of_power(forward, back, z, k, tol)
         growth.append(sigma)
         defect = error if k == 1 else defect
-    space = Krylov(forward, random_vectors(2, trees.size(z), seed=4).to(next(iter(z.values())).device).expand(len(rows), -1, -1), cap=SPACE, noise=NOISE[dtype_of(z)])
-    for _ in range(SPACE):
-        space.step()
-    h = space.h.cpu()
+    h = _projected(forward, len(rows), trees.size(z), next(iter(z.values())), noise=NOISE[dtype_of(z)])
     finite = h.flatten(1).isfinite().all(1)
     small = torch.where(finite[:, None, None], h, 0).to(torch.complex128)
     fields = {"numerical_radius": numerical_radius(small[:, :SPACE]), "kreiss": kreiss(small), "henrici": torch.full((len(rows),), torch.nan, dtype=torch.float64)}
@@ -218,11 +237,27 @@ def _free(f: LatentMap, z: State, ticks: int, direction: State | None) -> NonNor
         transient_growth=torch.stack(growth, dim=1),
         **{name: torch.where(finite, value, torch.nan) for name, value in fields.items()},
         natural_gain=_gain(jacobian, direction, rows),
+        pseudospectral_radius=torch.where(finite[:, None], _pseudospectral_radii(small, epsilons), torch.nan),
+        epsilons=epsilons,
         bounds=True,
+        pseudospectral_bound=True,
         products=jacobian.products + transpose.products,
         clock=f.clock,
         origin=f.origin,
     )
+
+
+def _projected(product: Product, rows: int, dim: int, like: Tensor, *, noise: float = NOISE[torch.float64]) -> Float[Tensor, "point longer m"]:
+    """Each Jacobian on a Krylov space of `SPACE` vectors, the rows below its square part with it."""
+    space = Krylov(product, random_vectors(2, dim, seed=4).to(like.device).expand(rows, -1, -1), cap=SPACE, noise=noise)
+    for _ in range(SPACE):
+        space.step()
+    return space.h.cpu()
+
+
+def _pseudospectral_radii(matrix: Complex[Tensor, "point longer m"], epsilons: Sequence[float]) -> Float[Tensor, "point epsilon"]:
+    found = [pseudospectral_radius(matrix, epsilon) for epsilon in epsilons]
+    return torch.stack(found, 1) if found else torch.zeros(len(matrix), 0, dtype=torch.float64)
 
 
 def _norm_of_power(forward: Product, back: Product, z: State, k: int, tol: float) -> tuple[Float[Tensor, " point"], Float[Tensor, " point"]]:

@@ -116,6 +116,10 @@ class NonNormality:
     disturbance grows at least so much; NaN where an eigenvalue is outside. `henrici` is √(‖J‖_F² − Σ|λ|²), 0 for a normal matrix; NaN where only a part of the spectrum is known.
     `natural_gain` is ‖Jd‖ for the direction d that was given, NaN if none was. Where `bounds` holds, the numerical radius and kreiss were read off a
     Krylov space and are lower bounds.
+
+    `pseudospectral_radius` is the largest modulus that an eigenvalue takes when J is disturbed by as much as each of `epsilons`, in the 2-norm: the number to report in place of the radius where a
+    `Spectrum` is ill-conditioned, with the defect of its eigenvalues as epsilon. It lies above the radius by epsilon for a normal J, and by far more for others. Where `pseudospectral_bound` holds it was
+    read off a Krylov space and is a lower bound, NaN where that space saw no point so near to an eigenvalue.
     """
 
     sigma_max: Float[Tensor, " point"]
@@ -125,7 +129,10 @@ class NonNormality:
     kreiss: Float[Tensor, " point"]
     henrici: Float[Tensor, " point"]
     natural_gain: Float[Tensor, " point"]
+    pseudospectral_radius: Float[Tensor, "point epsilon"]
+    epsilons: tuple[float, ...]
     bounds: bool
+    pseudospectral_bound: bool
     products: int
     clock: str
     origin: Origin
