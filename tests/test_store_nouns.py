@@ -224,6 +224,7 @@ def lyapunov():
         result=torch.full((3,), 4),
         instance=ints(3),
         start=ints(3),
+        size=9,
         transient=7,
         clock="tick",
         origin=ORIGIN,

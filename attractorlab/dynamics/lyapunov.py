@@ -9,6 +9,7 @@ from torch import Tensor
 from attractorlab import trees
 from attractorlab.dynamics.krylov import Jacobian, blocks_of_rows, check_dtype, dtype_of, random_vectors
 from attractorlab.dynamics.orbits import DIVERGED
+from attractorlab.dynamics.traces import pushing
 from attractorlab.maps import LatentMap
 from attractorlab.statistics import batch_error
 from attractorlab.types import LyapunovEstimate, Result, State
@@ -35,6 +36,7 @@ def lyapunov_exponents(f: LatentMap, z: State, *, k: int, ticks: int, transient:
             without updates, or `z` and `f` differ in rows or dtype.
 
     Example:
+        >>> import math
         >>> tent = LatentMap(lambda z, x: {"z": 1 - 1.9 * z["z"].abs()}, {}, clock="tick")  # the tent map of slope 1.9
         >>> found = lyapunov_exponents(tent, {"z": torch.tensor([[0.1]], dtype=torch.float64)}, k=1, ticks=50)
         >>> round(found.exponents.item(), 6), round(math.log(1.9), 6)
@@ -71,6 +73,7 @@ def lyapunov_exponents(f: LatentMap, z: State, *, k: int, ticks: int, transient:
         result=torch.cat([part[1] for part in parts]),
         instance=instance,
         start=start,
+        size=dim,
         transient=transient,
         clock=f.clock,
         origin=f.origin,
@@ -83,7 +86,7 @@ def _follow(f: LatentMap, z: State, k: int, ticks: int, transient: int, by_updat
     device = next(iter(z.values())).device
     steps = [LatentMap(one.rule, f.drive, instance=f.instance, start=f.start) for one in f.updates] if by_update else [f]
     # Every row gets the same frame: no row's answer depends on the rows beside it.
-    frame = torch.linalg.qr(random_vectors(k, dim, seed=3).T)[0].to(device).expand(n, -1, -1)
+    frame = torch.linalg.qr(random_vectors(k, dim, seed=3).T)[0].T.to(device).expand(n, -1, -1)
     large = DIVERGED * trees.norm(z).clamp(min=1)
     growth = torch.full((ticks, n, k), torch.nan, dtype=torch.float64)
     result = torch.full((n,), Result.COMPLETED.code)
@@ -106,15 +109,14 @@ def _follow(f: LatentMap, z: State, k: int, ticks: int, transient: int, by_updat
     return growth, result
 
 
-def _tick(steps: Sequence[LatentMap], z: State, frame: Float[Tensor, "row dim k"]) -> tuple[Float[Tensor, "row k"], State, Float[Tensor, "row dim k"]]:
-    """One tick of the orbit and of the frame; the logarithms of what each column grew by."""
-    everyone = torch.arange(trees.rows(z))
-    grown = frame.new_zeros(len(everyone), frame.shape[2])
+def _tick(steps: Sequence[LatentMap], z: State, frame: Float[Tensor, "row k dim"]) -> tuple[Float[Tensor, "row k"], State, Float[Tensor, "row k dim"]]:
+    """One tick of the orbit and of the frame; the logarithms of what each vector grew by."""
+    grown = torch.zeros_like(frame[:, :, 0])
     for f in steps:
-        product = Jacobian(f, z).at(everyone)
-        pushed = torch.stack([product(frame[:, :, j], everyone) for j in range(frame.shape[2])], dim=2)
+        pushed = pushing(Jacobian(f, z))(frame)
         fine = pushed.isfinite().flatten(1).all(1)
-        frame, r = torch.linalg.qr(torch.where(fine[:, None, None], pushed, 0))
+        q, r = torch.linalg.qr(torch.where(fine[:, None, None], pushed, 0).mT)
+        frame = q.mT
         grown = grown + torch.where(fine[:, None], r.diagonal(dim1=1, dim2=2).abs().log(), torch.nan)
         z = f(z)
     return grown, z, frame

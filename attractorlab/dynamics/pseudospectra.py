@@ -68,7 +68,7 @@ class _Search:
         self.up, self.down = epsilon * unit_of_u * unit, pull / unit_of_u
         self.slack = epsilon * 1e-7 + 1e-15 * torch.linalg.matrix_norm(matrix)
 
-    def smallest(self, rows: Int[Tensor, " ray"], z: Complex[Tensor, "ray"]) -> Float[Tensor, " ray"]:
+    def smallest(self, rows: Int[Tensor, " ray"], z: Complex[Tensor, " ray"]) -> Float[Tensor, " ray"]:
         """The smallest singular value of zI − A."""
         return torch.linalg.svdvals(z[:, None, None] * self.eye - self.matrix[rows])[:, -1]
 
