@@ -14,7 +14,8 @@ from attractorlab.maps import LatentMap
 from attractorlab.types import NonNormality, State
 
 DENSE_LIMIT = 1_000  # numbers of a state up to which the whole Jacobian is formed
-CRISS_CROSS = 200  # numbers of a state up to which the pseudospectral radius is found exactly: eigenvalues of matrices twice as wide, some twenty for each epsilon
+CRISS_CROSS = 200  # numbers of a state up to which the Kreiss constant and the pseudospectral radius are sought in the whole Jacobian
+LEAD = 60  # leading eigenvectors on whose span they are sought in a larger one
 EPSILONS = (1e-8, 1e-4, 1e-2)  # disturbances of the Jacobian, if none are given
 SPACE = 40  # vectors of the Krylov space that bounds are read off
 LANCZOS = 60  # products with Jᵏ and its transpose that a singular value may take
@@ -41,8 +42,8 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
 
     Returns:
         One entry per row. Up to 1,000 numbers a state everything comes from the whole Jacobian; above, norms come from products with J and
-        Jᵀ, and the numerical radius and the Kreiss constant from a Krylov space of 40 vectors, as lower bounds; so does the pseudospectral radius, from
-        200 numbers a state on. A Jacobian that is not finite gives NaN.
+        Jᵀ, and the numerical radius, the Kreiss constant and the pseudospectral radius from a Krylov space of 40 vectors, as lower bounds. Above 200 numbers the Kreiss constant, a lower bound anyway,
+        and the pseudospectral radius come from the span of 60 leading eigenvectors, as lower bounds too. A Jacobian that is not finite gives NaN.
 
     Raises:
         ValueError: If `ticks` is below 1, an epsilon is not above 0, `z` is in another dtype than float64 or float32, or rows or dtypes differ.
@@ -193,21 +194,22 @@ def _dense(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons
     values = torch.linalg.eigvals(safe)
     henrici = (safe.square().sum((1, 2)) - values.abs().square().sum(1)).clamp(min=0).sqrt()
     complex_ = safe.to(torch.complex128)
+    # A thousand singular value decompositions, as the Kreiss constant takes, are too many of large matrices.
+    small = complex_ if dim <= CRISS_CROSS else _leading_part(complex_)
     fields = {
         "sigma_max": s[:, 0],
         "defect": defect,
         "numerical_radius": numerical_radius(complex_),
-        "kreiss": kreiss(complex_),
+        "kreiss": torch.where(values.abs().amax(1) <= 1 + 1e-12, kreiss(small), torch.nan),
         "henrici": henrici,
     }
     fields = {name: torch.where(finite, value, torch.nan) for name, value in fields.items()}
     grown = torch.where(finite[:, None], torch.stack(growth, dim=1), torch.nan)
-    wide = complex_ if dim <= CRISS_CROSS else _projected(lambda v, at: torch.einsum("pij,pj->pi", safe[at], v), len(rows), dim, safe).to(torch.complex128)
     return NonNormality(
         **fields,
         transient_growth=grown,
         natural_gain=_gain(jacobian, direction, rows),
-        pseudospectral_radius=torch.where(finite[:, None], _pseudospectral_radii(wide, epsilons), torch.nan),
+        pseudospectral_radius=torch.where(finite[:, None], _pseudospectral_radii(small, epsilons), torch.nan),
         epsilons=epsilons,
         bounds=False,
         pseudospectral_bound=dim > CRISS_CROSS,
@@ -227,7 +229,10 @@ def _free(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons:
         sigma, error = _norm_of_power(forward, back, z, k, tol)
         growth.append(sigma)
         defect = error if k == 1 else defect
-    h = _projected(forward, len(rows), trees.size(z), next(iter(z.values())), noise=NOISE[dtype_of(z)])
+    space = Krylov(forward, random_vectors(2, trees.size(z), seed=4).to(next(iter(z.values())).device).expand(len(rows), -1, -1), cap=SPACE, noise=NOISE[dtype_of(z)])
+    for _ in range(SPACE):
+        space.step()
+    h = space.h.cpu()
     finite = h.flatten(1).isfinite().all(1)
     small = torch.where(finite[:, None, None], h, 0).to(torch.complex128)
     fields = {"numerical_radius": numerical_radius(small[:, :SPACE]), "kreiss": kreiss(small), "henrici": torch.full((len(rows),), torch.nan, dtype=torch.float64)}
@@ -247,12 +252,14 @@ def _free(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons:
     )
 
 
-def _projected(product: Product, rows: int, dim: int, like: Tensor, *, noise: float = NOISE[torch.float64]) -> Float[Tensor, "point longer m"]:
-    """Each Jacobian on a Krylov space of `SPACE` vectors, the rows below its square part with it."""
-    space = Krylov(product, random_vectors(2, dim, seed=4).to(like.device).expand(rows, -1, -1), cap=SPACE, noise=noise)
-    for _ in range(SPACE):
-        space.step()
-    return space.h.cpu()
+def _leading_part(matrix: Complex[Tensor, "point m m"]) -> Complex[Tensor, "point longer lead"]:
+    """The matrices on the span of their leading eigenvectors, with what leads out of it in rows below: bounds read off are good however well the vectors were found."""
+    values, vectors = torch.linalg.eig(matrix)
+    lead = values.abs().argsort(dim=1, descending=True, stable=True)[:, :LEAD]
+    q, _ = torch.linalg.qr(vectors.gather(2, lead[:, None].expand(-1, matrix.shape[1], -1)))
+    image = matrix @ q
+    square = q.mH @ image
+    return torch.cat([square, torch.linalg.qr(image - q @ square)[1]], dim=1)
 
 
 def _pseudospectral_radii(matrix: Complex[Tensor, "point longer m"], epsilons: Sequence[float]) -> Float[Tensor, "point epsilon"]:

@@ -120,7 +120,7 @@ class NonNormality:
 
     `pseudospectral_radius` is the largest modulus that an eigenvalue takes when J is disturbed by as much as each of `epsilons`, in the 2-norm: the number to report in place of the radius where a
     `Spectrum` is ill-conditioned, with the defect of its eigenvalues as epsilon. It lies above the radius by epsilon for a normal J, and by far more for others. Where `pseudospectral_bound` holds it was
-    read off a Krylov space and is a lower bound, NaN where that space saw no point so near to an eigenvalue.
+    read off a part of the space and is a lower bound; NaN where a Krylov space saw no point so near to an eigenvalue.
     """
 
     sigma_max: Float[Tensor, " point"]

@@ -159,7 +159,20 @@ def test_a_pseudospectral_radius_from_a_krylov_space_is_a_lower_bound(limit, gen
     monkeypatch.setattr(room, limit, 1)
     found = non_normality(*of(*a), ticks=1, epsilons=(1e-4, 1e-1))
     assert found.pseudospectral_bound and found.bounds == (limit == "DENSE_LIMIT")
+    assert limit == "DENSE_LIMIT" or (found.pseudospectral_radius >= torch.linalg.eigvals(a).abs().amax(1)[:, None] + torch.tensor([1e-4, 1e-1]) - 1e-9).all()
     assert (found.pseudospectral_radius <= exact * (1 + 1e-9)).all() and (found.pseudospectral_radius > 0.99 * exact).all()
+
+
+def test_bounds_hold_where_eigenvectors_could_not_be_found(monkeypatch):
+    # Of a Jordan block, and nearly of the Toeplitz matrix, all computed eigenvectors are one: what leads out of their span counts.
+    matrices = [0.9 * torch.eye(60, dtype=F64) + torch.diag(torch.full((59,), 0.3, dtype=F64), 1), toeplitz(60)]
+    exact = non_normality(*of(*matrices), ticks=1, epsilons=(1e-8, 1e-2))
+    monkeypatch.setattr(room, "CRISS_CROSS", 1)
+    monkeypatch.setattr(room, "LEAD", 20)
+    bound = non_normality(*of(*matrices), ticks=1, epsilons=(1e-8, 1e-2))
+    low = bound.pseudospectral_radius.nan_to_num(nan=0.0)
+    assert (low <= exact.pseudospectral_radius * (1 + 1e-9)).all() and (low[:, 1] > 0.5 * exact.pseudospectral_radius[:, 1]).all()
+    assert (bound.kreiss <= exact.kreiss * (1 + 1e-6)).all() and (bound.kreiss >= 1).all() and not bound.bounds
 
 
 def test_a_space_that_saw_no_point_so_near_says_so(generator, monkeypatch):
