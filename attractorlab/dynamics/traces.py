@@ -134,7 +134,15 @@ def pushing(jacobian: Jacobian) -> Push:
     """Products of the Jacobian of each row with several vectors, one after the other on one recorded call of the map."""
     everyone = torch.arange(trees.rows(jacobian.z))
     product = jacobian.at(everyone)
-    return lambda vectors: torch.stack([product(vectors[:, j], everyone) for j in range(vectors.shape[1])], 1)
+
+    def push(vectors: Float[Tensor, "row probe dim"]) -> Float[Tensor, "row probe dim"]:
+        pushed = torch.stack([product(vectors[:, j], everyone) for j in range(vectors.shape[1])], 1)
+        # An operation whose derivative can be taken once only cuts the record, and zeros come out: then the plain product is asked.
+        if not bool(pushed.any()) and bool(jacobian(vectors[:, 0], everyone).any()):
+            pushed = torch.stack([jacobian(vectors[:, j], everyone) for j in range(vectors.shape[1])], 1)
+        return pushed
+
+    return push
 
 
 def check_points(f: LatentMap, z: State, *, caller: str) -> None:
@@ -177,7 +185,12 @@ def _spread(samples: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     root = math.sqrt(values.shape[1])
     norm = squares.mean(1).clamp(min=0).sqrt()
     values = torch.where(values.isfinite(), values, torch.nan)
-    return values.mean(1), values.std(1) / root, norm, squares.std(1) / root / (2 * norm).clamp(min=1e-300)
+    return values.mean(1), _deviation(values) / root, norm, _deviation(squares) / root / (2 * norm).clamp(min=1e-300)
+
+
+def _deviation(values: Float[Tensor, "row probe ..."]) -> Float[Tensor, "row ..."]:
+    """The standard deviation over the probes; of no rows too, where torch's own warns."""
+    return ((values - values.mean(1, keepdim=True)).square().sum(1) / (values.shape[1] - 1)).sqrt()
 
 
 def _left_out(r: Float[Tensor, "row m m"]) -> Float[Tensor, "row m m"]:

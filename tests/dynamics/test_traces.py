@@ -150,6 +150,41 @@ def test_float32_and_several_leaves(generator):
     assert ((found.traces - torch.tensor([45.0, 37.5])).abs() <= students_t(7, level=0.999) * found.standard_error + 1e-4).all()
 
 
+class Once(torch.autograd.Function):
+    """tanh, whose derivative cannot be differentiated."""
+
+    @staticmethod
+    def forward(x):
+        return torch.tanh(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad * (1 - ctx.saved_tensors[0].square())
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent * (1 - ctx.saved_tensors[0].square())
+
+
+def test_an_operation_whose_derivative_is_taken_once_only_gives_no_zeros(generator):
+    z = {"z": torch.randn(2, 20, generator=generator, dtype=F64)}
+    once, many = (LatentMap(lambda z, x, op=op: {"z": op(z["z"]) + z["z"].roll(1, 1) * 0}, {}) for op in (Once.apply, torch.tanh))
+    left, right = (traces(f, z, powers=2, probes=4, generator=torch.Generator().manual_seed(1)) for f in (once, many))
+    assert torch.allclose(left.traces, right.traces) and left.frobenius.min() > 0
+
+
+def test_no_rows_and_no_jacobian(generator):
+    f = LatentMap(lambda z, x: {"z": torch.zeros_like(z["z"])}, {})
+    assert traces(f, {"z": torch.zeros(0, 20, dtype=F64)}, powers=2, probes=4, generator=generator).traces.shape == (0, 2)
+    assert traces(f, {"z": torch.zeros(1, 20, dtype=F64)}, powers=2, probes=4, generator=generator).traces.tolist() == [[0, 0]]
+
+
 def test_misuse_is_refused(generator):
     f, z = of(torch.eye(4, dtype=F64))
     with pytest.raises(ValueError, match=r"`traces` got powers=0, probes=16.*Use powers=1, probes=16"):
