@@ -38,11 +38,11 @@ def henon(z):
 
 
 def test_the_exponents_of_the_henon_map_add_up_to_the_logarithm_of_its_determinant():
-    found = lyapunov_exponents(plain(henon), one(0.1, 0.1), k=2, ticks=1500, transient=100)
+    found = lyapunov_exponents(plain(henon), one(0.1, 0.1), k=2, ticks=900, transient=100)
     assert abs(found.exponents.sum().item() - math.log(0.3)) < 1e-10  # at every tick, so rounding alone
     # Sprott (2003) gives 0.41922 for the first exponent and 1.25826 for the dimension.
-    assert abs(found.exponents[0, 0].item() - 0.41922) < 4 * found.standard_error[0, 0].item() < 0.05
-    assert abs(found.kaplan_yorke.item() - 1.258) < 0.02
+    assert abs(found.exponents[0, 0].item() - 0.41922) < 4 * found.standard_error[0, 0].item() < 0.08
+    assert abs(found.kaplan_yorke.item() - 1.258) < 0.03
 
 
 def test_standard_errors_cover_the_truth_as_often_as_they_say(generator):
@@ -60,9 +60,9 @@ def test_the_product_is_in_the_order_of_time():
     assert (right - wrong).abs().max() > 0.05
     rule = lambda z, x: {"z": torch.einsum("rp,pij,rj->ri", z["turn"], a, z["z"]), "turn": z["turn"].roll(1, 1)}  # noqa: E731
     z = {"z": torch.zeros(1, 3, dtype=F64), "turn": torch.tensor([[1.0, 0.0, 0.0]], dtype=F64)}
-    found = lyapunov_exponents(LatentMap(rule, {}), z, k=6, ticks=300, transient=300)
+    found = lyapunov_exponents(LatentMap(rule, {}), z, k=6, ticks=200, transient=150)
     expected = torch.cat([right, torch.zeros(3, dtype=F64)]).sort(descending=True).values
-    assert (found.exponents[0] - expected).abs().max() < 1e-3
+    assert (found.exponents[0] - expected).abs().max() < 2e-3
 
 
 @pytest.mark.parametrize("size", [2, 50, 10_000])

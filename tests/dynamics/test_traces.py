@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from attractorlab import trees
+from attractorlab.dynamics.densities import singular_density
+from attractorlab.dynamics.lyapunov import lyapunov_exponents
 from attractorlab.dynamics.traces import by_hutchinson, by_xtrace, traces
 from attractorlab.maps import LatentMap
 from attractorlab.statistics import students_t
@@ -74,7 +76,7 @@ def test_estimates_and_their_intervals_on_a_map(method, generator):
     assert ((low - 1e-9 <= truth) & (truth <= high + 1e-9)).all()
     norm = torch.linalg.matrix_norm(a)
     assert ((found.frobenius - norm).abs() <= students_t(19, level=0.999) * found.frobenius_error + 1e-9).all()
-    assert found.products == 6 * 20 * (4 if method is by_hutchinson else 4 + 10) and found.probes == 20 and not found.exact
+    assert found.products == 6 * (2 + 20 * (4 if method is by_hutchinson else 4 + 10)) and found.probes == 20 and not found.exact
     assert found.method == method.__name__[3:]
 
 
@@ -117,7 +119,7 @@ def test_with_as_many_probes_as_numbers_the_values_are_exact_and_said_to_be(gene
     found = traces(*of(*a), powers=3, probes=7, generator=generator)
     truth = torch.stack([torch.linalg.matrix_power(a, k).diagonal(dim1=1, dim2=2).sum(1) for k in (1, 2, 3)], 1)
     assert torch.allclose(found.traces, truth, rtol=1e-12) and torch.allclose(found.frobenius, torch.linalg.matrix_norm(a))
-    assert found.exact and found.method == "dense" and found.probes == 0 and found.products == 14
+    assert found.exact and found.method == "dense" and found.probes == 0 and found.products == 2 * (2 + 7)
     assert found.standard_error.eq(0).all() and found.frobenius_error.eq(0).all()
     low, high = found.interval(level=0.95)
     assert low.equal(high) and low.equal(found.traces)
@@ -172,11 +174,16 @@ class Once(torch.autograd.Function):
         return tangent * (1 - ctx.saved_tensors[0].square())
 
 
-def test_an_operation_whose_derivative_is_taken_once_only_gives_no_zeros(generator):
+def test_an_operation_whose_derivative_is_taken_once_only_is_not_left_out(generator):
     z = {"z": torch.randn(2, 20, generator=generator, dtype=F64)}
-    once, many = (LatentMap(lambda z, x, op=op: {"z": op(z["z"]) + z["z"].roll(1, 1) * 0}, {}) for op in (Once.apply, torch.tanh))
-    left, right = (traces(f, z, powers=2, probes=4, generator=torch.Generator().manual_seed(1)) for f in (once, many))
-    assert torch.allclose(left.traces, right.traces) and left.frobenius.min() > 0
+    for rest in (0.0, 0.3):  # alone, and beside something that can be recorded
+        once, many = (LatentMap(lambda z, x, op=op, rest=rest: {"z": op(z["z"]) + rest * z["z"].roll(1, 1)}, {}) for op in (Once.apply, torch.tanh))
+        left, right = (traces(f, z, powers=2, probes=4, generator=torch.Generator().manual_seed(1)) for f in (once, many))
+        assert torch.allclose(left.traces, right.traces) and left.frobenius.min() > 0
+        left, right = (lyapunov_exponents(f, z, k=2, ticks=5) for f in (once, many))
+        assert torch.allclose(left.exponents, right.exponents)
+        left, right = (singular_density(f, z, probes=2, steps=3, generator=torch.Generator().manual_seed(1)) for f in (once, many))
+        assert torch.allclose(left.nodes, right.nodes)
 
 
 def test_no_rows_and_no_jacobian(generator):
