@@ -12,7 +12,8 @@ _WHERE = {
     "attractorlab.types": (
         "BasinEstimate BasinSlice Convergence Drive Finding FixedPointSet Floquet Instance LyapunovEstimate NonNormality NotConvergedError Origin "
         "ProbeFit Projection Report Result "
-        "ScalingGrid Spectrum State Trajectory"
+        "ScalingGrid Spectrum State Trajectory "
+        "SpectralDensity TraceEstimate"
     ),
     "attractorlab.maps": "LatentMap repeat_rows strobe",
     "attractorlab.models.cells": "from_cell",
@@ -29,6 +30,8 @@ _WHERE = {
     "attractorlab.dynamics.floquet": "floquet",
     "attractorlab.dynamics.lyapunov": "lyapunov_exponents",
     "attractorlab.dynamics.non_normality": "non_normality",
+    "attractorlab.dynamics.traces": "by_hutchinson by_xtrace traces",
+    "attractorlab.dynamics.densities": "singular_density symmetric_density",
     "attractorlab.dynamics.basins": "basin_slice basins_of by_answer by_end_state estimate_basins plane_through",
     "attractorlab.dynamics.scaling": "by_halt by_residual by_vote scaling scaling_of",
     "attractorlab.projection": "by_pca by_umap project",

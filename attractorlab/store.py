@@ -29,7 +29,9 @@ from attractorlab.types import (
     ProbeFit,
     Projection,
     ScalingGrid,
+    SpectralDensity,
     Spectrum,
+    TraceEstimate,
     Trajectory,
     dims_of,
 )
@@ -43,6 +45,7 @@ NOUNS = {
     for noun in (
         *(Instance, Trajectory, Convergence, FixedPointSet, Spectrum, Floquet, LyapunovEstimate, NonNormality),
         *(BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit),
+        *(TraceEstimate, SpectralDensity),
     )
 }
 Noun = TypeVar("Noun")

@@ -2,7 +2,21 @@
 
 import torch
 
-from attractorlab.types import BasinEstimate, BasinSlice, Convergence, Floquet, Origin, ProbeFit, Projection, ScalingGrid, Spectrum
+from attractorlab.types import (
+    BasinEstimate,
+    BasinSlice,
+    Convergence,
+    Floquet,
+    LyapunovEstimate,
+    NonNormality,
+    Origin,
+    ProbeFit,
+    Projection,
+    ScalingGrid,
+    SpectralDensity,
+    Spectrum,
+    TraceEstimate,
+)
 
 ORIGIN = Origin(model="toy", dtype="float32")
 TICKS = 40
@@ -69,6 +83,80 @@ def spectrum_of(points: int, modes: int, *, defect: float = 1e-8) -> Spectrum:
         verdict=tuple("stable" if one < 1 else "unstable(1)" for one in radius.tolist()),
         method="dense",
         products=modes,
+        clock="recursion",
+        origin=ORIGIN,
+    )
+
+
+def lyapunov_of(rows: int, modes: int, *, ticks: int = 64) -> LyapunovEstimate:
+    """Growth of 0.4, 0, −0.4, … that swings by 0.2 from tick to tick."""
+    mean = 0.4 * (1 - torch.arange(modes)) + torch.arange(rows)[:, None] / 100
+    growth = (mean + 0.2 * torch.sin(torch.arange(ticks))[:, None, None]).double()
+    return LyapunovEstimate(
+        exponents=growth.mean(0),
+        standard_error=torch.full((rows, modes), 0.05 if ticks >= 16 else torch.nan, dtype=torch.float64),
+        growth=growth,
+        result=torch.full((rows,), 4),
+        instance=torch.arange(rows) // 2,
+        start=torch.arange(rows) % 2,
+        size=100,
+        transient=10,
+        clock="recursion",
+        origin=ORIGIN,
+    )
+
+
+def non_normality_of(points: int, ticks: int, *, epsilons: tuple[float, ...] = (1e-8, 1e-4, 1e-2), bound: bool = False) -> NonNormality:
+    """Jordan blocks [[λ, 10], [0, λ]] with λ from 0.5 on, as far as they are needed for pictures."""
+    value, k = 0.5 + 0.3 * torch.arange(points)[:, None] / max(1, points), torch.arange(ticks + 1)
+    ones = torch.ones(points, dtype=torch.float64)
+    return NonNormality(
+        sigma_max=10 * ones,
+        defect=0 * ones,
+        transient_growth=torch.maximum(value**k, 10 * k * value ** (k - 1)).double(),
+        numerical_radius=5 * ones,
+        kreiss=5 * ones,
+        henrici=10 * ones,
+        natural_gain=torch.nan * ones,
+        pseudospectral_radius=(value + (10 * torch.tensor(epsilons)).sqrt()).double(),
+        epsilons=epsilons,
+        bounds=bound,
+        pseudospectral_bound=bound,
+        products=9,
+        clock="recursion",
+        origin=ORIGIN,
+    )
+
+
+def traces_of(points: int, powers: int, *, exact: bool = False) -> TraceEstimate:
+    """Traces 10·0.8ᵏ with an error of a tenth."""
+    traces = 10 * 0.8 ** torch.arange(1, powers + 1).double().expand(points, powers)
+    norm = torch.full((points,), 4.0, dtype=torch.float64)
+    none = 0.0 if exact else 0.1
+    return TraceEstimate(
+        traces=traces,
+        standard_error=none * traces,
+        frobenius=norm,
+        frobenius_error=none * norm,
+        probes=0 if exact else 8,
+        exact=exact,
+        method="dense" if exact else "xtrace",
+        products=99,
+        clock="recursion",
+        origin=ORIGIN,
+    )
+
+
+def density_of(points: int, *, probes: int = 4, nodes: int = 12, kind: str = "singular values") -> SpectralDensity:
+    """Evenly spread nodes of equal weights."""
+    at = torch.linspace(0.1, 2, nodes, dtype=torch.float64) + 0.01 * torch.arange(probes)[:, None]
+    return SpectralDensity(
+        nodes=at.expand(points, probes, nodes),
+        weights=torch.full((points, probes, nodes), 1 / nodes, dtype=torch.float64),
+        kind=kind,
+        size=5000,
+        exact=False,
+        products=99,
         clock="recursion",
         origin=ORIGIN,
     )

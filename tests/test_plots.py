@@ -12,7 +12,22 @@ import pytest
 import torch
 
 from attractorlab import plots
-from tests.plot_nouns import ORIGIN, TICKS, basins_of, convergence_of, fit_of, floquet_of, grid_of, plane_of, projection_of, spectrum_of
+from tests.plot_nouns import (
+    ORIGIN,
+    TICKS,
+    basins_of,
+    convergence_of,
+    density_of,
+    fit_of,
+    floquet_of,
+    grid_of,
+    lyapunov_of,
+    non_normality_of,
+    plane_of,
+    projection_of,
+    spectrum_of,
+    traces_of,
+)
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -23,6 +38,11 @@ ALL: dict[str, Callable[[], go.Figure]] = {
     "residual_vs_accuracy": lambda: plots.residual_vs_accuracy(convergence_of(24)),
     "spectrum": lambda: plots.spectrum(spectrum_of(24, 6)),
     "floquet": lambda: plots.floquet(floquet_of(24, 4)),
+    "lyapunov": lambda: plots.lyapunov(lyapunov_of(24, 3)),
+    "lyapunov of few rows": lambda: plots.lyapunov(lyapunov_of(3, 4)),
+    "non_normality": lambda: plots.non_normality(non_normality_of(24, 12), radius=torch.full((24,), 0.7)),
+    "traces": lambda: plots.traces(traces_of(24, 4)),
+    "density": lambda: plots.density(density_of(24)),
     "basins": lambda: plots.basins(basins_of([[6, 2], [5, 1, 1, 1]], [0, 0])),
     "basins by solution": lambda: plots.basins(basins_of([[6, 1], [5, 1]], [1, 2]), solved=torch.tensor([True, False, False, True])),
     "basin_slice": lambda: plots.basin_slice(plane_of(torch.arange(24).reshape(6, 4) % 3 - 1)),
@@ -43,6 +63,11 @@ EMPTY: dict[str, Callable[[], go.Figure]] = {
     "accuracy without targets": lambda: plots.residual_vs_accuracy(convergence_of(4, targets=False)),
     "spectrum": lambda: plots.spectrum(spectrum_of(0, 4)),
     "floquet": lambda: plots.floquet(floquet_of(0, 4)),
+    "lyapunov": lambda: plots.lyapunov(lyapunov_of(0, 2)),
+    "no exponents": lambda: plots.lyapunov(dataclasses.replace(lyapunov_of(1, 2), exponents=torch.full((1, 2), torch.nan))),
+    "non_normality": lambda: plots.non_normality(non_normality_of(0, 3)),
+    "traces": lambda: plots.traces(traces_of(0, 3)),
+    "density": lambda: plots.density(density_of(0)),
     "basins": lambda: plots.basins(basins_of([], [])),
     "basin_slice": lambda: plots.basin_slice(plane_of(torch.zeros(0, 0, dtype=torch.int64))),
     "trajectories": lambda: plots.trajectories([projection_of(0)], []),
@@ -60,6 +85,11 @@ LONE: dict[str, Callable[[], go.Figure]] = {
     "one row, accuracy": lambda: plots.residual_vs_accuracy(convergence_of(1)),
     "one eigenvalue": lambda: plots.spectrum(spectrum_of(1, 1)),
     "one mode, one update": lambda: plots.floquet(floquet_of(1, 1, updates=("tick",))),
+    "one exponent, one tick": lambda: plots.lyapunov(lyapunov_of(1, 1, ticks=1)),
+    "one point of growth": lambda: plots.non_normality(non_normality_of(1, 1, epsilons=(), bound=True)),
+    "one point of bounds": lambda: plots.non_normality(non_normality_of(1, 4, bound=True), radius=torch.tensor([0.5])),
+    "one exact trace": lambda: plots.traces(traces_of(1, 1, exact=True)),
+    "one node": lambda: plots.density(density_of(1, probes=1, nodes=1, kind="symmetric part")),
     "undecided only": lambda: plots.basins(basins_of([[], []], [8, 8])),
     "undecided only, by solution": lambda: plots.basins(basins_of([[]], [8]), solved=torch.zeros(0, dtype=torch.bool)),
     "none solved": lambda: plots.basins(basins_of([[3, 1]], [0]), solved=torch.tensor([False, False])),

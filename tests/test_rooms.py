@@ -21,7 +21,7 @@ PACKAGE = ROOT / "attractorlab"
 # A room is a module or folder of the package. It may import itself and the rooms on its right, and no other.
 MAY_IMPORT = {
     "errors": "",
-    "types": "",
+    "types": "statistics",
     "trees": "types",
     "points": "types trees",
     "editing": "types points",

@@ -22,7 +22,9 @@ from attractorlab.types import (
     ProbeFit,
     Projection,
     ScalingGrid,
+    SpectralDensity,
     Spectrum,
+    TraceEstimate,
     Trajectory,
 )
 
@@ -222,6 +224,7 @@ def lyapunov():
         result=torch.full((3,), 4),
         instance=ints(3),
         start=ints(3),
+        size=9,
         transient=7,
         clock="tick",
         origin=ORIGIN,
@@ -231,8 +234,27 @@ def lyapunov():
 def non_normality():
     scalars = ("sigma_max", "defect", "numerical_radius", "kreiss", "henrici", "natural_gain")
     return NonNormality(
-        **{name: floats(2, dtype=torch.float64) for name in scalars}, transient_growth=floats(2, 4), bounds=True, products=9, clock="tick", origin=ORIGIN
+        **{name: floats(2, dtype=torch.float64) for name in scalars},
+        transient_growth=floats(2, 4),
+        pseudospectral_radius=floats(2, 3, dtype=torch.float64),
+        epsilons=(1e-8, 1e-4, 0.01),
+        bounds=True,
+        pseudospectral_bound=True,
+        products=9,
+        clock="tick",
+        origin=ORIGIN,
     )
+
+
+def trace_estimate():
+    fields = {name: floats(3, 4, dtype=torch.float64) for name in ("traces", "standard_error")}
+    norms = {name: floats(3, dtype=torch.float64) for name in ("frobenius", "frobenius_error")}
+    return TraceEstimate(**fields, **norms, probes=16, exact=False, method="xtrace", products=672, clock="tick", origin=ORIGIN)
+
+
+def density():
+    values = {name: floats(2, 3, 5, dtype=torch.float64) for name in ("nodes", "weights")}
+    return SpectralDensity(**values, kind="singular values", size=99, exact=False, products=54, clock="tick", origin=ORIGIN)
 
 
 def instance(**more):
@@ -259,6 +281,8 @@ EXAMPLES = {
     "floquet": floquet(),
     "exponents": lyapunov(),
     "non-normality": non_normality(),
+    "traces": trace_estimate(),
+    "density": density(),
     "basins": basins(),
     "basins without attractors": basins(0),
     "plane": plane(),

@@ -1,6 +1,5 @@
 """lyapunov_exponents: how fast neighbours of an orbit drift apart, direction by direction."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,10 +10,10 @@ from attractorlab import trees
 from attractorlab.dynamics.door import check_at
 from attractorlab.dynamics.krylov import Jacobian, blocks_of_rows, dtype_of, random_vectors
 from attractorlab.dynamics.orbits import DIVERGED
+from attractorlab.dynamics.traces import is_sound, pushing
 from attractorlab.maps import LatentMap
+from attractorlab.statistics import batch_error
 from attractorlab.types import LyapunovEstimate, Result, State
-
-FEWEST = 4  # batches that a standard error is read from
 
 
 def lyapunov_exponents(f: LatentMap, z: State, *, k: int, ticks: int, transient: int = 0, by_update: bool = False) -> LyapunovEstimate:
@@ -38,6 +37,7 @@ def lyapunov_exponents(f: LatentMap, z: State, *, k: int, ticks: int, transient:
             without updates, or `z` and `f` differ in rows or dtype.
 
     Example:
+        >>> import math
         >>> tent = LatentMap(lambda z, x: {"z": 1 - 1.9 * z["z"].abs()}, {}, clock="tick")  # the tent map of slope 1.9
         >>> found = lyapunov_exponents(tent, {"z": torch.tensor([[0.1]], dtype=torch.float64)}, k=1, ticks=50)
         >>> round(found.exponents.item(), 6), round(math.log(1.9), 6)
@@ -74,28 +74,11 @@ def lyapunov_exponents(f: LatentMap, z: State, *, k: int, ticks: int, transient:
         result=torch.cat([part[1] for part in parts]),
         instance=instance,
         start=start,
+        size=dim,
         transient=transient,
         clock=f.clock,
         origin=f.origin,
     )
-
-
-def batch_error(values: Float[Tensor, "time ..."]) -> Float[Tensor, "..."]:
-    """The standard error of the mean over time from √n batches of neighbouring values, whose correlation it so keeps; NaN below 16 values.
-
-    From few batches it is itself uncertain: of intervals of ±1.96 such errors around the mean of independent values, 81 % cover the truth at 16
-    values, 88 % at 64 and 93 % at 400.
-
-    Example:
-        >>> batch_error(torch.tensor([1.0, 3.0]).repeat_interleave(4).repeat(2)).item()
-        0.57735...
-    """
-    batches = math.isqrt(len(values))
-    if batches < FEWEST:
-        return torch.full_like(values[0], torch.nan)
-    size = len(values) // batches
-    means = values[len(values) - batches * size :].unflatten(0, (batches, size)).mean(1)  # the earliest values are left out, if any
-    return means.std(0) / math.sqrt(batches)
 
 
 @torch.no_grad()
@@ -104,13 +87,17 @@ def _follow(f: LatentMap, z: State, k: int, ticks: int, transient: int, by_updat
     device = next(iter(z.values())).device
     steps = [LatentMap(one.rule, f.drive, instance=f.instance, start=f.start) for one in f.updates] if by_update else [f]
     # Every row gets the same frame: no row's answer depends on the rows beside it.
-    frame = torch.linalg.qr(random_vectors(k, dim, seed=3).T)[0].to(device).expand(n, -1, -1)
+    frame = torch.linalg.qr(random_vectors(k, dim, seed=3).T)[0].T.to(device).expand(n, -1, -1)
     large = DIVERGED * trees.norm(z).clamp(min=1)
+    recorded, at = [], z  # whether products on a recorded call are sound: a property of each map
+    for one in steps:
+        recorded.append(is_sound(Jacobian(one, at)))
+        at = one(at)
     growth = torch.full((ticks, n, k), torch.nan, dtype=torch.float64)
     result = torch.full((n,), Result.COMPLETED.code)
     rows = torch.arange(n)
     for t in range(transient + ticks):
-        grown, z, frame = _tick(steps, z, frame)
+        grown, z, frame = _tick(steps, z, frame, recorded)
         if t >= transient:
             growth[t - transient, rows] = grown.cpu()
         finite = trees.finite(z) & frame.isfinite().flatten(1).all(1) & ~grown.isnan().any(1)
@@ -127,15 +114,18 @@ def _follow(f: LatentMap, z: State, k: int, ticks: int, transient: int, by_updat
     return growth, result
 
 
-def _tick(steps: Sequence[LatentMap], z: State, frame: Float[Tensor, "row dim k"]) -> tuple[Float[Tensor, "row k"], State, Float[Tensor, "row dim k"]]:
-    """One tick of the orbit and of the frame; the logarithms of what each column grew by."""
-    everyone = torch.arange(trees.rows(z))
-    grown = frame.new_zeros(len(everyone), frame.shape[2])
-    for f in steps:
-        product = Jacobian(f, z).at(everyone)
-        pushed = torch.stack([product(frame[:, :, j], everyone) for j in range(frame.shape[2])], dim=2)
+def _tick(
+    steps: Sequence[LatentMap], z: State, frame: Float[Tensor, "row k dim"], recorded: Sequence[bool]
+) -> tuple[Float[Tensor, "row k"], State, Float[Tensor, "row k dim"]]:
+    """One tick of the orbit and of the frame; the logarithms of what each vector grew by."""
+    grown = torch.zeros_like(frame[:, :, 0])
+    everyone = torch.arange(len(frame))
+    for f, sound in zip(steps, recorded, strict=True):
+        jacobian = Jacobian(f, z)
+        pushed = pushing(jacobian.at(everyone) if sound else jacobian)(frame)
         fine = pushed.isfinite().flatten(1).all(1)
-        frame, r = torch.linalg.qr(torch.where(fine[:, None, None], pushed, 0))
+        q, r = torch.linalg.qr(torch.where(fine[:, None, None], pushed, 0).mT)
+        frame = q.mT
         grown = grown + torch.where(fine[:, None], r.diagonal(dim1=1, dim2=2).abs().log(), torch.nan)
         z = f(z)
     return grown, z, frame

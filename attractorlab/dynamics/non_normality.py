@@ -1,7 +1,7 @@
 """non_normality: what a Jacobian can amplify for a while although its eigenvalues say that everything dies out."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Complex, Float
@@ -10,10 +10,15 @@ from torch import Tensor
 from attractorlab import trees
 from attractorlab.dynamics.door import check_at
 from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, Product, blocks_of_rows, dtype_of, random_vectors
+from attractorlab.dynamics.pseudospectra import pseudospectral_radius
+from attractorlab.dynamics.traces import sound_product
 from attractorlab.maps import LatentMap
 from attractorlab.types import NonNormality, State
 
 DENSE_LIMIT = 1_000  # numbers of a state up to which the whole Jacobian is formed
+CRISS_CROSS = 200  # numbers of a state up to which the Kreiss constant and the pseudospectral radius are sought in the whole Jacobian
+LEAD = 60  # leading eigenvectors on whose span they are sought in a larger one
+EPSILONS = (1e-8, 1e-4, 1e-2)  # disturbances of the Jacobian, if none are given
 SPACE = 40  # vectors of the Krylov space that bounds are read off
 LANCZOS = 60  # products with Jᵏ and its transpose that a singular value may take
 SIGMA_TOL = {torch.float64: 1e-8, torch.float32: 1e-4}  # of the singular value, for ‖(JᵀJ)v − σ²v‖ relative to σ²
@@ -23,8 +28,9 @@ CLIMBS = 4  # points of a grid from which a climb begins
 SHRINKING, HALVINGS = 0.5, 30  # of the steps that climb from the best point of a grid
 
 
-def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None = None) -> NonNormality:
-    """How far the Jacobian of `f` at each row of `z` is from normal: its norm, transient growth, numerical radius, Kreiss constant and Henrici's departure.
+def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None = None, epsilons: Sequence[float] = EPSILONS) -> NonNormality:
+    """How far the Jacobian of `f` at each row of `z` is from normal: its norm, transient growth, numerical radius, Kreiss constant,
+    Henrici's departure and pseudospectral radius.
 
     σ_max > 1 does not mean unstable, and a spectral radius below 1 does not mean that disturbances shrink at once: reasoners have the first at nearly
     every state.
@@ -34,13 +40,15 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
         z: The points, in float64 or float32, the dtype of the map.
         ticks: The largest k of ‖Jᵏ‖₂.
         direction: A direction for each row, for instance the last displacement; its gain ‖Jd‖/‖d‖ is the natural gain.
+        epsilons: Sizes ‖E‖₂ of disturbances of the Jacobian: how far out do eigenvalues of J + E come? For an ill-conditioned eigenvalue, its defect.
 
     Returns:
         One entry per row. Up to 1,000 numbers a state everything comes from the whole Jacobian; above, norms come from products with J and
-        Jᵀ, and the numerical radius and the Kreiss constant from a Krylov space of 40 vectors, as lower bounds. A Jacobian that is not finite gives NaN.
+        Jᵀ, and the numerical radius, the Kreiss constant and the pseudospectral radius from a Krylov space of 40 vectors, as lower bounds. Above 200 numbers the Kreiss constant, a lower bound anyway,
+        and the pseudospectral radius come from the span of 60 leading eigenvectors, as lower bounds too. A Jacobian that is not finite gives NaN.
 
     Raises:
-        ValueError: If `ticks` is below 1, `z` is in another dtype than float64 or float32, or rows or dtypes differ.
+        ValueError: If `ticks` is below 1, an epsilon is not above 0, `z` is in another dtype than float64 or float32, or rows or dtypes differ.
 
     Example:
         >>> f = LatentMap(lambda z, x: {"z": z["z"] @ torch.tensor([[0.5, 0.0], [10.0, 0.5]], dtype=torch.float64)}, {}, clock="tick")
@@ -53,6 +61,8 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
     """
     if ticks < 1:
         raise ValueError(f"`non_normality` got ticks={ticks}. Growth is looked at after 1 tick or more. Use ticks=8.")
+    if not all(0 < epsilon < math.inf for epsilon in epsilons):
+        raise ValueError(f"`non_normality` got epsilons={tuple(epsilons)}. A disturbance has a size above 0. Use epsilons=(1e-8, 1e-4, 1e-2).")
     if dtype_of(z) not in SIGMA_TOL:
         raise ValueError(
             f"`non_normality` got states in {str(dtype_of(z)).removeprefix('torch.')}. Norms of a Jacobian need float64 or float32. "
@@ -62,7 +72,7 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
     check_at(f, z, "non_normality")
     dense = trees.size(z) <= DENSE_LIMIT
     parts = [
-        (_dense if dense else _free)(f.take(rows), trees.take(z, rows), ticks, None if direction is None else trees.take(direction, rows))
+        (_dense if dense else _free)(f.take(rows), trees.take(z, rows), ticks, None if direction is None else trees.take(direction, rows), tuple(epsilons))
         for rows in blocks_of_rows(f, z, vectors=8 * trees.size(z) if dense else 2 * max(SPACE, LANCZOS) + 8)
     ]
 
@@ -77,7 +87,10 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
         kreiss=joined("kreiss"),
         henrici=joined("henrici"),
         natural_gain=joined("natural_gain"),
+        pseudospectral_radius=joined("pseudospectral_radius"),
+        epsilons=tuple(epsilons),
         bounds=not dense,
+        pseudospectral_bound=trees.size(z) > CRISS_CROSS or not dense,
         products=sum(part.products for part in parts),
         clock=f.clock,
         origin=f.origin,
@@ -166,7 +179,7 @@ def _climb(height: Callable[[Tensor], Tensor], at: Float[Tensor, "point coordina
     return best
 
 
-def _dense(f: LatentMap, z: State, ticks: int, direction: State | None) -> NonNormality:
+def _dense(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons: tuple[float, ...]) -> NonNormality:
     dim, rows = trees.size(z), torch.arange(trees.rows(z))
     jacobian = Jacobian(f, z)
     unit = torch.eye(dim, dtype=torch.float64, device=next(iter(z.values())).device).repeat(len(rows), 1)
@@ -183,23 +196,35 @@ def _dense(f: LatentMap, z: State, ticks: int, direction: State | None) -> NonNo
     values = torch.linalg.eigvals(safe)
     henrici = (safe.square().sum((1, 2)) - values.abs().square().sum(1)).clamp(min=0).sqrt()
     complex_ = safe.to(torch.complex128)
+    # A thousand singular value decompositions, as the Kreiss constant takes, are too many of large matrices.
+    small = complex_ if dim <= CRISS_CROSS else _leading_part(complex_)
     fields = {
         "sigma_max": s[:, 0],
         "defect": defect,
         "numerical_radius": numerical_radius(complex_),
-        "kreiss": kreiss(complex_),
+        "kreiss": torch.where(values.abs().amax(1) <= 1 + 1e-12, kreiss(small), torch.nan),
         "henrici": henrici,
     }
     fields = {name: torch.where(finite, value, torch.nan) for name, value in fields.items()}
     grown = torch.where(finite[:, None], torch.stack(growth, dim=1), torch.nan)
-    gain = _gain(jacobian, direction, rows)
-    return NonNormality(**fields, transient_growth=grown, natural_gain=gain, bounds=False, products=jacobian.products, clock=f.clock, origin=f.origin)
+    return NonNormality(
+        **fields,
+        transient_growth=grown,
+        natural_gain=_gain(jacobian, direction, rows),
+        pseudospectral_radius=torch.where(finite[:, None], _pseudospectral_radii(small, epsilons), torch.nan),
+        epsilons=epsilons,
+        bounds=False,
+        pseudospectral_bound=dim > CRISS_CROSS,
+        products=jacobian.products,
+        clock=f.clock,
+        origin=f.origin,
+    )
 
 
-def _free(f: LatentMap, z: State, ticks: int, direction: State | None) -> NonNormality:
+def _free(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons: tuple[float, ...]) -> NonNormality:
     rows = torch.arange(trees.rows(z))
     jacobian, transpose = Jacobian(f, z), Jacobian(f, z, transposed=True)
-    forward, back = jacobian.at(rows), transpose.at(rows)
+    forward, back = sound_product(jacobian), transpose.at(rows)
     tol = SIGMA_TOL[dtype_of(z)]
     growth, defect = [torch.ones(len(rows), dtype=torch.float64)], torch.full((len(rows),), torch.nan, dtype=torch.float64)
     for k in range(1, ticks + 1):
@@ -219,11 +244,29 @@ def _free(f: LatentMap, z: State, ticks: int, direction: State | None) -> NonNor
         transient_growth=torch.stack(growth, dim=1),
         **{name: torch.where(finite, value, torch.nan) for name, value in fields.items()},
         natural_gain=_gain(jacobian, direction, rows),
+        pseudospectral_radius=torch.where(finite[:, None], _pseudospectral_radii(small, epsilons), torch.nan),
+        epsilons=epsilons,
         bounds=True,
+        pseudospectral_bound=True,
         products=jacobian.products + transpose.products,
         clock=f.clock,
         origin=f.origin,
     )
+
+
+def _leading_part(matrix: Complex[Tensor, "point m m"]) -> Complex[Tensor, "point longer lead"]:
+    """The matrices on the span of their leading eigenvectors, with what leads out of it in rows below: bounds read off are good however well the vectors were found."""
+    values, vectors = torch.linalg.eig(matrix)
+    lead = values.abs().argsort(dim=1, descending=True, stable=True)[:, :LEAD]
+    q, _ = torch.linalg.qr(vectors.gather(2, lead[:, None].expand(-1, matrix.shape[1], -1)))
+    image = matrix @ q
+    square = q.mH @ image
+    return torch.cat([square, torch.linalg.qr(image - q @ square)[1]], dim=1)
+
+
+def _pseudospectral_radii(matrix: Complex[Tensor, "point longer m"], epsilons: Sequence[float]) -> Float[Tensor, "point epsilon"]:
+    found = [pseudospectral_radius(matrix, epsilon) for epsilon in epsilons]
+    return torch.stack(found, 1) if found else torch.zeros(len(matrix), 0, dtype=torch.float64)
 
 
 def _norm_of_power(forward: Product, back: Product, z: State, k: int, tol: float) -> tuple[Float[Tensor, " point"], Float[Tensor, " point"]]:

@@ -1,8 +1,11 @@
 """Pictures: nouns in, plotly figures out. Nothing is computed here but layout, quantiles and intervals."""
 
 from attractorlab.plots.curves import outcome_words, residual_curves, residual_vs_accuracy, settle_times, settled_by_solved
+from attractorlab.plots.densities import density, traces
 from attractorlab.plots.eigenvalues import spectrum
+from attractorlab.plots.exponents import lyapunov
 from attractorlab.plots.grids import probe, scaling, scaling_lines
+from attractorlab.plots.norms import non_normality
 from attractorlab.plots.paths import trajectories
 from attractorlab.plots.shares import basin_slice, basins
 from attractorlab.plots.tables import MAZE, SUDOKU, Markup, boards
@@ -16,7 +19,10 @@ __all__ = [
     "basin_slice",
     "basins",
     "boards",
+    "density",
     "floquet",
+    "lyapunov",
+    "non_normality",
     "outcome_words",
     "probe",
     "recoloured",
@@ -28,5 +34,6 @@ __all__ = [
     "settled_by_solved",
     "spectrum",
     "template",
+    "traces",
     "trajectories",
 ]

@@ -5,6 +5,7 @@ from attractorlab.types.basins import BasinEstimate, BasinSlice
 from attractorlab.types.findings import Finding, Report
 from attractorlab.types.points import FixedPointSet, Floquet, LyapunovEstimate, NonNormality, NotConvergedError, Spectrum
 from attractorlab.types.runs import Convergence, Instance, ProbeFit, Projection, ScalingGrid, Trajectory
+from attractorlab.types.traces import SpectralDensity, TraceEstimate
 
 __all__ = [
     "BasinEstimate",
@@ -25,8 +26,10 @@ __all__ = [
     "Report",
     "Result",
     "ScalingGrid",
+    "SpectralDensity",
     "Spectrum",
     "State",
+    "TraceEstimate",
     "Trajectory",
     "dims_of",
 ]

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from attractorlab.types.base import HasRows, Origin, Result, dims_of
+from attractorlab.types.traces import around
 
 
 class NotConvergedError(RuntimeError):
@@ -116,6 +117,10 @@ class NonNormality:
     disturbance grows at least so much; NaN where an eigenvalue is outside. `henrici` is √(‖J‖_F² − Σ|λ|²), 0 for a normal matrix; NaN where only a part of the spectrum is known.
     `natural_gain` is ‖Jd‖ for the direction d that was given, NaN if none was. Where `bounds` holds, the numerical radius and kreiss were read off a
     Krylov space and are lower bounds.
+
+    `pseudospectral_radius` is the largest modulus that an eigenvalue takes when J is disturbed by as much as each of `epsilons`, in the 2-norm: the number to report in place of the radius where a
+    `Spectrum` is ill-conditioned, with the defect of its eigenvalues as epsilon. It lies above the radius by epsilon for a normal J, and by far more for others. Where `pseudospectral_bound` holds it was
+    read off a part of the space and is a lower bound; NaN where a Krylov space saw no point so near to an eigenvalue.
     """
 
     sigma_max: Float[Tensor, " point"]
@@ -125,7 +130,10 @@ class NonNormality:
     kreiss: Float[Tensor, " point"]
     henrici: Float[Tensor, " point"]
     natural_gain: Float[Tensor, " point"]
+    pseudospectral_radius: Float[Tensor, "point epsilon"]
+    epsilons: tuple[float, ...]
     bounds: bool
+    pseudospectral_bound: bool
     products: int
     clock: str
     origin: Origin
@@ -135,9 +143,10 @@ class NonNormality:
 class LyapunovEstimate(HasRows):
     """The leading finite-time Lyapunov exponents along each row's orbit, in nats per tick, in the order of the frame's columns.
 
-    `growth[t]` is the logarithm of the factor by which each column grew at counted tick t; `exponents` are its means and `standard_error` comes from batch
-    means over time (NaN below 16 ticks, and too small by a fifth on runs that are hardly longer). Finite-time exponents need not be in order; they are not sorted, which would bias them. A row whose orbit
-    or tangents left the finite numbers holds NaN, and its `result` says why.
+    `growth[t]` is the logarithm of the factor by which each column grew at counted tick t; `exponents` are its means and `standard_error` comes from the means of
+    √ticks batches over time (NaN below 16 ticks). Few batches know their own spread badly, so that an interval takes Student's t: `interval`. Finite-time exponents need not be in order; they
+    are not sorted, which would bias them. A direction that the map forgets has −inf. A row whose orbit or tangents left the finite numbers holds NaN, and its `result` says why. `size` is how many
+    numbers a state has, and so how many exponents there are.
     """
 
     exponents: Float[Tensor, "row mode"]
@@ -146,19 +155,42 @@ class LyapunovEstimate(HasRows):
     result: Int[Tensor, " row"]
     instance: Int[Tensor, " row"]
     start: Int[Tensor, " row"]
+    size: int
     transient: int
     clock: str
     origin: Origin
 
     @property
     def kaplan_yorke(self) -> Float[Tensor, " row"]:
-        """The Kaplan-Yorke dimension; NaN where the exponents computed never add up to less than zero."""
-        sums = self.exponents.cumsum(1)
-        below = sums < 0
-        j = below.int().argmax(1)  # exponents before the sum turns negative
+        """The Kaplan-Yorke dimension: how many of the exponents, largest first, add up to zero or more, and what of the next one fits.
+
+        A sum that is zero to within two of its standard errors or 1e-9 counts as zero: a map that keeps areas has the dimension of its space, a circle of fixed points has dimension 1. Where
+        all the exponents that were computed add up to zero or more, it is the size of the state if those are all there are, and NaN if there may be more.
+        """
+        from attractorlab.statistics import batch_error  # brings scipy, which nouns do not need to be made
+
+        order = self.exponents.nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)
+        exponents, growth = self.exponents.gather(1, order), self.growth.gather(2, order.expand_as(self.growth))
+        sums = exponents.cumsum(1)
+        off = (2 * batch_error(growth.cumsum(2))).nan_to_num(nan=0.0).clamp(min=1e-9)
+        sums = torch.where(sums.abs() <= off, 0.0, sums)
+        j = (sums < 0).int().argmax(1)  # exponents before the sum turns negative
         before = torch.cat([torch.zeros_like(sums[:, :1]), sums], dim=1).gather(1, j[:, None])[:, 0]
-        inside = j + before / self.exponents.gather(1, j[:, None])[:, 0].abs()
-        return torch.where(below.any(1), torch.where(j == 0, 0.0, inside), torch.nan)
+        inside = j + before / exponents.gather(1, j[:, None])[:, 0].abs()
+        beyond = torch.where(sums[:, -1].isnan() | (self.exponents.shape[1] < self.size), torch.nan, float(self.size))
+        return torch.where((sums < 0).any(1), torch.where(j == 0, 0.0, inside), beyond)
+
+    def interval(self, *, level: float) -> tuple[Float[Tensor, "row mode"], Float[Tensor, "row mode"]]:
+        """Student's interval for each exponent of the orbit's attractor, from its batches over time; NaN below 16 ticks.
+
+        It knows of what the run saw: an orbit that is still on its way, or that visits a part of its attractor rarely, has exponents outside.
+
+        Args:
+            level: Coverage, e.g. 0.95.
+        """
+        from attractorlab.statistics import batches_of
+
+        return around(self.exponents, self.standard_error, batches_of(len(self.growth)) - 1, level=level)
 
     def windows(self, ticks: int) -> Float[Tensor, "window row mode"]:
         """The exponents over windows of `ticks` ticks, one after the other; ticks left over at the end are not used.

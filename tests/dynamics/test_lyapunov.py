@@ -1,6 +1,7 @@
 """Lyapunov exponents: closed forms, the order of time, and rows that end."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,11 +38,11 @@ def henon(z):
 
 
 def test_the_exponents_of_the_henon_map_add_up_to_the_logarithm_of_its_determinant():
-    found = lyapunov_exponents(plain(henon), one(0.1, 0.1), k=2, ticks=4000, transient=100)
+    found = lyapunov_exponents(plain(henon), one(0.1, 0.1), k=2, ticks=900, transient=100)
     assert abs(found.exponents.sum().item() - math.log(0.3)) < 1e-10  # at every tick, so rounding alone
     # Sprott (2003) gives 0.41922 for the first exponent and 1.25826 for the dimension.
-    assert abs(found.exponents[0, 0].item() - 0.41922) < 4 * found.standard_error[0, 0].item() < 0.05
-    assert abs(found.kaplan_yorke.item() - 1.258) < 0.02
+    assert abs(found.exponents[0, 0].item() - 0.41922) < 4 * found.standard_error[0, 0].item() < 0.08
+    assert abs(found.kaplan_yorke.item() - 1.258) < 0.03
 
 
 def test_standard_errors_cover_the_truth_as_often_as_they_say(generator):
@@ -59,9 +60,9 @@ def test_the_product_is_in_the_order_of_time():
     assert (right - wrong).abs().max() > 0.05
     rule = lambda z, x: {"z": torch.einsum("rp,pij,rj->ri", z["turn"], a, z["z"]), "turn": z["turn"].roll(1, 1)}  # noqa: E731
     z = {"z": torch.zeros(1, 3, dtype=F64), "turn": torch.tensor([[1.0, 0.0, 0.0]], dtype=F64)}
-    found = lyapunov_exponents(LatentMap(rule, {}), z, k=6, ticks=300, transient=300)
+    found = lyapunov_exponents(LatentMap(rule, {}), z, k=6, ticks=200, transient=150)
     expected = torch.cat([right, torch.zeros(3, dtype=F64)]).sort(descending=True).values
-    assert (found.exponents[0] - expected).abs().max() < 1e-3
+    assert (found.exponents[0] - expected).abs().max() < 2e-3
 
 
 @pytest.mark.parametrize("size", [2, 50, 10_000])
@@ -122,6 +123,122 @@ def test_rows_that_end_say_how_and_leave_the_others_alone():
 def test_a_direction_that_is_lost_has_the_exponent_minus_infinity():
     found = lyapunov_exponents(plain(lambda z: torch.cat([2 * z[:, :1], 0 * z[:, 1:]], dim=1)), {"z": torch.zeros(1, 2, dtype=F64)}, k=2, ticks=5, transient=1)
     assert found.exponents[0].tolist() == [pytest.approx(math.log(2)), -math.inf] and found.result.tolist() == [Result.COMPLETED.code]
+
+
+def test_intervals_cover_the_truth_at_few_ticks_too(generator):
+    # Independent growth of mean 0.3: 4 batches at 16 ticks, 8 at 64.
+    for ticks in (16, 64, 100):
+        growth = 0.3 + torch.randn(ticks, 2000, 1, generator=generator, dtype=F64)
+        made = lyapunov_exponents(plain(henon), one(0.1, 0.1), k=1, ticks=16)
+        rows = dict.fromkeys(("result", "instance", "start"), torch.zeros(2000, dtype=torch.int64))
+        found = replace(made, exponents=growth.mean(0), growth=growth, standard_error=batch_error(growth), **rows)
+        low, high = found.interval(level=0.95)
+        cover = ((low <= 0.3) & (high >= 0.3)).double().mean().item()
+        assert 0.935 < cover < 0.965, (ticks, cover)
+    assert lyapunov_exponents(plain(henon), one(0.1, 0.1), k=1, ticks=15).interval(level=0.95)[0].isnan().all()
+
+
+def test_the_exponents_of_the_logistic_map_and_their_intervals(generator):
+    # r = 4: ln 2 for almost every start. Growth ln|4 − 8x| has a long tail towards −inf, and so the mean needs ticks.
+    z = {"z": torch.rand(300, 1, generator=generator, dtype=F64)}
+    found = lyapunov_exponents(plain(lambda x: 4 * x * (1 - x)), z, k=1, ticks=400, transient=50)
+    low, high = found.interval(level=0.95)
+    assert ((low <= math.log(2)) & (math.log(2) <= high)).double().mean() > 0.9
+    assert abs(found.exponents.mean().item() - math.log(2)) < 2e-3 and found.kaplan_yorke.eq(1).all()
+
+
+def test_arnolds_cat_keeps_areas_and_fills_its_torus(generator):
+    cat = torch.tensor([[2.0, 1.0], [1.0, 1.0]], dtype=F64)
+    z = {"z": torch.rand(3, 2, generator=generator, dtype=F64)}
+    found = lyapunov_exponents(plain(lambda z: torch.remainder(z @ cat.T, 1.0)), z, k=2, ticks=40, transient=30)
+    golden = math.log((3 + math.sqrt(5)) / 2)
+    assert torch.allclose(found.exponents, torch.tensor([[golden, -golden]] * 3, dtype=F64), rtol=1e-12)
+    assert found.kaplan_yorke.tolist() == [2.0, 2.0, 2.0]
+    first = lyapunov_exponents(plain(lambda z: torch.remainder(z @ cat.T, 1.0)), z, k=1, ticks=40)
+    assert first.kaplan_yorke.isnan().all()  # there may be more exponents
+
+
+def test_the_dimension_of_many_sets_of_exponents():
+    made = lyapunov_exponents(plain(henon), one(0.1, 0.1), k=1, ticks=4)
+    cases = [
+        ([0.5, 0.0, -1.0], 3, 2.5),
+        ([0.5, -0.5, -1.0], 3, 2.0),
+        ([0.5, -0.3, -0.2], 3, 3.0),  # volumes are kept, to within rounding
+        ([0.1, 0.2, 0.3], 3, 3.0),
+        ([0.5, -0.3, -0.2], 4, math.nan),
+        ([-0.1, -0.2, -math.inf], 9, 0.0),
+        ([0.5, -1.0, -math.inf], 9, 1.5),
+        ([-1.0, 0.5, 0.0], 9, 2.5),  # out of order
+        ([-1e-17, -0.5, -0.6], 9, 1.0),  # a circle of fixed points, whichever side of zero rounding chose
+        ([1e-17, -0.5, -0.6], 9, 1.0),
+        ([math.nan] * 3, 3, math.nan),
+    ]
+    for exponents, size, dimension in cases:
+        values = torch.tensor([exponents], dtype=F64)
+        found = replace(made, exponents=values, growth=values.expand(20, 1, 3), standard_error=0 * values, size=size).kaplan_yorke.item()
+        assert found == pytest.approx(dimension, nan_ok=True), (exponents, size, found)
+
+
+def test_complex_pairs_have_the_logarithm_of_their_modulus(generator):
+    c, s = 0.9 * math.cos(1.0), 0.9 * math.sin(1.0)
+    matrix = torch.block_diag(torch.tensor([[c, -s], [s, c]], dtype=F64), torch.tensor([[0.6]], dtype=F64), 0.3 * torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=F64))
+    matrix = matrix + torch.triu(torch.ones(5, 5, dtype=F64), 2)
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=generator, dtype=F64))[0]
+    matrix = turn @ matrix @ turn.T
+    assert torch.linalg.eigvals(matrix).abs().sort(descending=True).values.tolist() == pytest.approx([0.9, 0.9, 0.6, 0.3, 0.3])
+    found = lyapunov_exponents(plain(lambda z: z @ matrix.T), {"z": torch.zeros(1, 5, dtype=F64)}, k=5, ticks=600, transient=50)
+    # The two of a pair share what the turning frame leaves over, which falls like 1/ticks: their sums are exact.
+    pair, last = 2 * math.log(0.9), 2 * math.log(0.3)
+    assert found.exponents[0, :2].sum().item() == pytest.approx(pair, abs=5e-3) and found.exponents[0, 0].item() == pytest.approx(pair / 2, abs=5e-3)
+    assert found.exponents[0, 2].item() == pytest.approx(math.log(0.6), abs=5e-3) and found.exponents[0, 3:].sum().item() == pytest.approx(last, abs=5e-3)
+    assert found.exponents.sum().item() == pytest.approx(pair + math.log(0.6) + last, abs=1e-10)
+
+
+def test_a_driven_network_is_multiplied_in_the_order_of_time(generator):
+    # Row r of a network driven by inputs that repeat after three ticks; the phase turns with the state.
+    w = 0.45 * torch.randn(4, 4, generator=generator, dtype=F64)
+    inputs = 2 * torch.randn(3, 4, generator=generator, dtype=F64)
+
+    def rule(z, x):
+        return {"h": torch.tanh(z["h"] @ w.T + z["phase"] @ inputs), "phase": z["phase"].roll(1, 1)}
+
+    z = {"h": torch.zeros(1, 4, dtype=F64), "phase": torch.tensor([[1.0, 0.0, 0.0]], dtype=F64)}
+    f = LatentMap(rule, {})
+    for _ in range(600):
+        z = f(z)
+    jacobians, at = [], z
+    for _ in range(3):
+        phase = at["phase"]
+        jacobians.append(torch.func.jacfwd(lambda h, phase=phase: torch.tanh(w @ h + phase[0] @ inputs))(at["h"][0]))
+        at = f(at)
+    assert torch.allclose(at["h"], z["h"], atol=1e-12)  # it has come to a cycle
+    a, b, c = jacobians
+    right, wrong = (torch.linalg.eigvals(product).abs().log().sort(descending=True).values / 3 for product in (c @ b @ a, a @ b @ c))
+    assert (right - wrong).abs().max() > 0.02
+    found = lyapunov_exponents(f, z, k=7, ticks=90, transient=60).exponents[0]
+    expected = torch.cat([right, torch.zeros(3, dtype=F64)]).sort(descending=True).values
+    assert (found - expected).abs().max() < 1e-2
+
+
+def test_a_derivative_of_exactly_zero_is_no_nan():
+    # 4x(1 − x) has slope 0 at ½, from where it goes to 1 and rests at 0, with slope 4.
+    found = lyapunov_exponents(plain(lambda x: 4 * x * (1 - x)), one(0.5), k=1, ticks=20)
+    assert found.exponents.item() == -math.inf and found.growth[1:, 0, 0].tolist() == pytest.approx([math.log(4)] * 19)
+    assert found.kaplan_yorke.item() == 0 and found.result.tolist() == [Result.COMPLETED.code]
+
+
+def test_a_product_of_maps_has_the_exponents_of_its_factors(generator):
+    # Ten thousand entries: five chaotic ones that are kept apart, and tents that shrink.
+    slopes = torch.cat([torch.tensor([1.9, 1.8, 1.7, 1.6, 1.5], dtype=F64), torch.full((9_995,), 0.7, dtype=F64)])
+    z = {"z": torch.rand(2, 10_000, generator=generator, dtype=F64)}
+    found = lyapunov_exponents(plain(lambda z: 1 - slopes * z.abs()), z, k=5, ticks=20, transient=250)
+    assert torch.allclose(found.exponents, slopes[:5].log().expand(2, 5), atol=2e-3)
+
+
+def test_at_a_fixed_point_they_are_the_logarithms_of_the_moduli(generator):
+    toy = toys.power_iteration([2.0, 1.5, -1.2, 0.5], 50, generator=generator)
+    found = lyapunov_exponents(toy.map, trees.take(toy.fixed_points, slice(0, 1)), k=3, ticks=30, transient=200)
+    assert torch.allclose(found.exponents, toy.eigenvalues[0, :3].abs().log().expand(1, 3), atol=1e-9)
 
 
 def test_windows_and_their_covariance():

@@ -7,6 +7,7 @@ import torch
 
 from attractorlab.dynamics import non_normality as room
 from attractorlab.dynamics.non_normality import kreiss, non_normality, numerical_radius
+from attractorlab.dynamics.pseudospectra import pseudospectral_radius
 from attractorlab.maps import LatentMap
 
 F64 = torch.float64
@@ -88,13 +89,106 @@ def test_a_jacobian_that_is_no_number_gives_nan_and_leaves_the_others(limit, mon
     good = 0.5 * torch.eye(50, dtype=F64)
     found = non_normality(*of(good, torch.full_like(good, torch.nan), good), ticks=2)
     assert found.sigma_max.isnan().tolist() == [False, True, False] and found.kreiss.isnan().tolist() == [False, True, False]
+    assert found.pseudospectral_radius[1].isnan().all() and found.pseudospectral_radius[0, 2].item() == pytest.approx(0.51, rel=1e-9)
     assert found.sigma_max[0].item() == pytest.approx(0.5) and found.transient_growth[2].tolist() == pytest.approx([1, 0.5, 0.25])
+
+
+def test_a_disturbed_jordan_block_by_hand():
+    # σ(zI − A) of [[λ, c], [0, λ]] with d = |z − λ|: their product is d², the sum of their squares 2d² + c². The smaller is ε where d² = ε² + ε|c|.
+    pairs = [(0.5, 10.0), (-0.9, 1.0), (0.0, 1e3), (0.3, 0.0)]
+    matrices = [torch.tensor([[value, c], [0.0, value]], dtype=F64) for value, c in pairs]
+    found = non_normality(*of(*matrices), ticks=1, epsilons=(1e-6, 1e-2, 1.0))
+    exact = torch.tensor([[abs(value) + math.sqrt(e * e + e * c) for e in found.epsilons] for value, c in pairs], dtype=F64)
+    assert torch.allclose(found.pseudospectral_radius, exact, rtol=1e-9) and not found.pseudospectral_bound
+    turned = pseudospectral_radius(1j * torch.stack(matrices).to(torch.complex128), 1e-2)
+    assert torch.allclose(turned, exact[:, 1], rtol=1e-9)
+
+
+def test_a_normal_matrix_is_disturbed_by_epsilon_and_no_more(generator):
+    for n in (1, 3, 24):
+        basis = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.complex128))[0]
+        values = torch.randn(2, n, generator=generator, dtype=torch.complex128)
+        matrix = basis * values[:, None] @ basis.mH
+        for epsilon in (1e-6, 0.5):
+            assert torch.allclose(pseudospectral_radius(matrix, epsilon), values.abs().amax(1) + epsilon, rtol=1e-9)
+    ring = torch.eye(9, dtype=torch.complex128).roll(1, 0)[None]  # every angle is as good as any other nine
+    assert pseudospectral_radius(ring, 0.1).item() == pytest.approx(1.1, rel=1e-9)
+    assert pseudospectral_radius(0 * ring, 0.1).item() == pytest.approx(0.1, rel=1e-9)
+
+
+def test_no_point_of_a_fine_grid_lies_further_out_and_one_lies_as_far(generator):
+    a = torch.randn(1, 6, 6, generator=generator, dtype=torch.complex128)
+    a = torch.cat([a, a.triu(), 2 * torch.diag_embed(torch.ones(1, 5, dtype=torch.complex128), 1)])
+    share, angle = torch.linspace(0.8, 1.2, 101, dtype=F64), torch.linspace(0, 2 * math.pi, 181, dtype=F64)
+    for epsilon in (0.3, 1.0):
+        found = pseudospectral_radius(a, epsilon)
+        for matrix, radius in zip(a, found, strict=True):
+            z = torch.polar((radius * share)[:, None].expand(-1, 181), angle.expand(101, -1)).flatten()
+            near = torch.linalg.svdvals(z[:, None, None] * torch.eye(6, dtype=z.dtype) - matrix)[:, -1] <= epsilon
+            assert 0 <= radius - z[near].abs().amax() + 1e-9 < 0.03
+
+
+def test_the_worst_of_many_disturbances_is_a_bound_from_below(generator):
+    a = torch.triu(torch.randn(5, 5, generator=generator, dtype=F64)) / 2
+    e = torch.randn(2000, 5, 5, generator=generator, dtype=torch.complex128)
+    u, _, vh = torch.linalg.svd(e)
+    worst = torch.linalg.eigvals(a + 1e-2 * (u[:, :, :1] @ vh[:, :1])).abs().max()
+    found = pseudospectral_radius(a.to(torch.complex128)[None], 1e-2).item()
+    assert torch.linalg.eigvals(a).abs().max() < worst <= found < worst + 0.05
+
+
+def toeplitz(n):
+    """Eigenvalues ½cos(kπ/(n + 1)), so ill-conditioned that a space finds others instead."""
+    return torch.diag(torch.ones(n - 1, dtype=F64), 1) + torch.diag(torch.full((n - 1,), 1 / 16, dtype=F64), -1)
+
+
+def test_where_eigenvalues_are_ill_conditioned_a_disturbance_of_rounding_size_moves_them_far(generator):
+    found = non_normality(*of(toeplitz(60)), ticks=1, epsilons=(1e-10, 1e-6))
+    tiny, small = found.pseudospectral_radius[0].tolist()
+    assert 0.75 < tiny < small < 17 / 16  # the radius is 0.4993, and the pseudospectra of all sizes stay inside the symbol's ellipse
+    # A disturbance in one corner shows it: [n−1, 0] entry, the smallest that moves an eigenvalue so far.
+    corner = toeplitz(60)
+    corner[-1, 0] = 1e-10
+    assert 0.7 < torch.linalg.eigvals(corner).abs().max().item() <= tiny * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("limit", ["DENSE_LIMIT", "CRISS_CROSS"])
+def test_a_pseudospectral_radius_from_a_krylov_space_is_a_lower_bound(limit, generator, monkeypatch):
+    a = torch.randn(2, 60, 60, generator=generator, dtype=F64) / math.sqrt(60) + torch.diag(torch.tensor([2.0] + [0.0] * 59, dtype=F64))
+    exact = torch.stack([pseudospectral_radius(a.to(torch.complex128), e) for e in (1e-4, 1e-1)], 1)
+    monkeypatch.setattr(room, limit, 1)
+    found = non_normality(*of(*a), ticks=1, epsilons=(1e-4, 1e-1))
+    assert found.pseudospectral_bound and found.bounds == (limit == "DENSE_LIMIT")
+    assert limit == "DENSE_LIMIT" or (found.pseudospectral_radius >= torch.linalg.eigvals(a).abs().amax(1)[:, None] + torch.tensor([1e-4, 1e-1]) - 1e-9).all()
+    assert (found.pseudospectral_radius <= exact * (1 + 1e-9)).all() and (found.pseudospectral_radius > 0.99 * exact).all()
+
+
+def test_bounds_hold_where_eigenvectors_could_not_be_found(monkeypatch):
+    # Of a Jordan block, and nearly of the Toeplitz matrix, all computed eigenvectors are one: what leads out of their span counts.
+    matrices = [0.9 * torch.eye(60, dtype=F64) + torch.diag(torch.full((59,), 0.3, dtype=F64), 1), toeplitz(60)]
+    exact = non_normality(*of(*matrices), ticks=1, epsilons=(1e-8, 1e-2))
+    monkeypatch.setattr(room, "CRISS_CROSS", 1)
+    monkeypatch.setattr(room, "LEAD", 20)
+    bound = non_normality(*of(*matrices), ticks=1, epsilons=(1e-8, 1e-2))
+    low = bound.pseudospectral_radius.nan_to_num(nan=0.0)
+    assert (low <= exact.pseudospectral_radius * (1 + 1e-9)).all() and (low[:, 1] > 0.5 * exact.pseudospectral_radius[:, 1]).all()
+    assert (bound.kreiss <= exact.kreiss * (1 + 1e-6)).all() and (bound.kreiss >= 1).all() and not bound.bounds
+
+
+def test_a_space_that_saw_no_point_so_near_says_so(generator, monkeypatch):
+    monkeypatch.setattr(room, "DENSE_LIMIT", 1)
+    a = torch.randn(1, 300, 300, generator=generator, dtype=F64) / math.sqrt(300)
+    found = non_normality(*of(*a), ticks=1, epsilons=(1e-12,))
+    assert found.pseudospectral_radius.isnan().all()
 
 
 def test_misuse_is_refused():
     f, z = of(torch.eye(2, dtype=F64))
     with pytest.raises(ValueError, match=r"`non_normality` got ticks=0.*1 tick or more.*Use ticks=8"):
         non_normality(f, z, ticks=0)
+    with pytest.raises(ValueError, match=r"got epsilons=\(0.1, 0.0\). A disturbance has a size above 0.*Use epsilons"):
+        non_normality(f, z, ticks=1, epsilons=(0.1, 0.0))
+    assert non_normality(f, z, ticks=1, epsilons=()).pseudospectral_radius.shape == (1, 0)
     with pytest.raises(ValueError, match=r"got states in float16.*Cast both"):
         non_normality(f, {"z": z["z"].half()}, ticks=1)
 
@@ -120,9 +214,9 @@ def test_what_is_read_off_a_krylov_space_is_a_lower_bound(generator, monkeypatch
     blocks[:33, 33:66], blocks[33:66, 66:] = torch.randn(2, 33, 33, generator=generator, dtype=F64)
     shift = 1.05 * torch.diag(torch.ones(98, dtype=F64), 1)
     matrices = [0.15 * basis @ blocks @ basis.T, 0.6 * basis @ blocks @ basis.T, shift]
-    exact = non_normality(*of(*matrices), ticks=1).kreiss
+    exact = non_normality(*of(*matrices), ticks=1, epsilons=()).kreiss
     monkeypatch.setattr(room, "DENSE_LIMIT", 1)
-    bound = non_normality(*of(*matrices), ticks=1).kreiss
+    bound = non_normality(*of(*matrices), ticks=1, epsilons=()).kreiss
     assert bound.isfinite().all() and (bound <= exact * (1 + 1e-6)).all(), (bound, exact)
 
 
