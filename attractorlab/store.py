@@ -19,6 +19,7 @@ from attractorlab.errors import BadData, SpaceError
 from attractorlab.types import (
     BasinEstimate,
     BasinSlice,
+    Branch,
     Convergence,
     FixedPointSet,
     Floquet,
@@ -43,6 +44,7 @@ NOUNS = {
     for noun in (
         *(Instance, Trajectory, Convergence, FixedPointSet, Spectrum, Floquet, LyapunovEstimate, NonNormality),
         *(BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit),
+        *(Branch,),
     )
 }
 Noun = TypeVar("Noun")
