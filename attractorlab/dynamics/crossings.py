@@ -12,6 +12,7 @@ from attractorlab.dynamics.curve import CONVERGED, NEAR, Curve, Sample
 FOUND = 1e-12  # a slope, or a distance from the unit circle, that cannot be made smaller
 NARROW = 1e-13  # of a step: where nothing is left to look at
 LOOKS, POLISH = 40, 3  # points at which a crossing is looked for; steps that sharpen it at last
+ELSEWHERE = torch.tensor([0.5, 0.5, 0.3, 0.8, 0.1, 0.95], dtype=torch.float64)  # of a bracket: where to look after so many misses
 MOST = 8  # crossings of eigenvalues within one step of a branch
 CORRECTIONS = 12  # Newton steps for each of these points
 REAL = 1e-6  # imaginary part below which an eigenvalue is real
@@ -83,6 +84,7 @@ class _Lines:
         """
         n = len(which)
         streak = torch.zeros(n, dtype=torch.int64, device=self.curve.device)  # how often in a row the lower (upper: negative) end has stayed
+        missed = torch.zeros_like(streak)  # how often in a row no point was found: near where branches meet Newton's method may leave
         live, first = torch.arange(n), signs(low)
         for look in range(LOOKS):
             here, there = low.take(live), high.take(live)
@@ -95,10 +97,14 @@ class _Lines:
             w = h * 0.5 ** (stay - 1).clamp(min=0)  # an end that stays counts half
             inside = (here.at * w[1] - there.at * w[0]) / (w[1] - w[0])
             usable = (h[0] * h[1] < 0) & (inside > here.at) & (inside < there.at) & (look % 4 != 3)
-            sample, fine = self.point(which[live], here, there, torch.where(usable, inside, (here.at + there.at) / 2), modes)
-            live, sample = live[fine.cpu()], sample.take(fine)
-            if not len(live):
-                break
+            usable &= missed[live] == 0
+            middle = here.at + (there.at - here.at) * ELSEWHERE.to(h)[missed[live]]
+            sample, fine = self.point(which[live], here, there, torch.where(usable, inside, middle), modes)
+            missed[live] = torch.where(fine, 0, missed[live] + 1)
+            given_up = missed[live] == len(ELSEWHERE)
+            live, sample = live[~given_up.cpu()], sample.take(~given_up)
+            fine = fine[~given_up]
+            kept, live, sample = live, live[fine.cpu()], sample.take(fine)
             past = (signs(sample) != first[live]).any(1)
             streak[live] = torch.where(past, streak[live].clamp(min=0) + 1, streak[live].clamp(max=0) - 1)
             mask = torch.zeros(n, dtype=torch.bool, device=self.curve.device)
@@ -106,6 +112,7 @@ class _Lines:
             high = high.put(mask, sample.take(past))
             mask[live] = ~past
             low = low.put(mask, sample.take(~past))
+            live = kept
         return low, high, self._polished(which, low, high, height, modes)
 
     def _polished(self, which: Tensor, low: Sample, high: Sample, height: Height, modes: bool) -> Sample:
@@ -135,8 +142,13 @@ class _Lines:
     def point(self, which: Tensor, low: Sample, high: Sample, at: Tensor, modes: bool) -> tuple[Sample, Bool[Tensor, " row"]]:
         """The points of the curve across the lines at the distances `at`, looked for between two others; and which were found."""
         t = self.a.tangent[which]
-        width = torch.where(high.at == low.at, 1, high.at - low.at)
-        guess = low.y + ((at - low.at) / width)[:, None] * (high.y - low.y)
+        width = (high.at - low.at)[:, None]
+        share = torch.where(width == 0, 0, (at - low.at)[:, None] / torch.where(width == 0, 1, width))
+        left, right = (end.tangent / (end.tangent * t).sum(1, keepdim=True) for end in (low, high))
+        # The cubic through both with their tangents; a straight line from one point alone.
+        rise = torch.where(width == 0, left, (high.y - low.y) / torch.where(width == 0, 1, width))
+        bend = share * (1 - share) * width * ((1 - share) * (left - rise) - share * (right - rise))
+        guess = low.y + (at - low.at)[:, None] * rise + bend
         along = at + (self.a.y[which] * t).sum(1)
         guess = guess + (along - (guess * t).sum(1))[:, None] * t
         y, _, code = self.curve.correct(guess, self.rows[which], t, along, most=CORRECTIONS)
@@ -169,12 +181,22 @@ def _complete(curve: Curve, a: Sample, b: Sample) -> Bool[Tensor, " row"]:
     return (known & (whole | ((_outside(a)[:, 0] < curve.k) & (_outside(b)[:, 0] < curve.k)))).cpu()
 
 
+def _passing(s: Sample, low: Sample, high: Sample) -> Int[Tensor, "row one"]:
+    """Which mode of `s` passes the unit circle between `low` and `high`: the moduli in order are continuous.
+
+    Modes that are at +1 at both ends stay there, and are not among them.
+    """
+    staying = torch.stack([((end.values - 1).abs() <= end.band).sum(1) for end in (low, high)]).amin(0)
+    place = (s.values - 1).abs().argsort(dim=1).argsort(dim=1)
+    modulus = torch.where(place < staying[:, None], -1, s.values.abs())
+    most = torch.maximum(_outside(low)[:, 0], _outside(high)[:, 0])
+    return modulus.argsort(dim=1, descending=True, stable=True).gather(1, (most - 1).clamp(min=0)[:, None])
+
+
 def _height(s: Sample, low: Sample, high: Sample) -> Float[Tensor, " row"]:
-    """How far outside the modulus is that passes 1 between `low` and `high`: the moduli in order are continuous. NaN where their number does not change."""
-    counts = torch.stack([_outside(low)[:, 0], _outside(high)[:, 0]])
-    modulus = s.values.abs().sort(dim=1, descending=True).values
-    chosen = modulus.gather(1, (counts.amax(0) - 1).clamp(min=0)[:, None])[:, 0] - 1
-    return torch.where(counts[0] != counts[1], chosen, torch.nan)
+    """How far outside the mode is that passes between `low` and `high`. NaN where as many are outside at both."""
+    passed = _outside(low)[:, 0] != _outside(high)[:, 0]
+    return torch.where(passed, s.values.gather(1, _passing(s, low, high))[:, 0].abs() - 1, torch.nan)
 
 
 def _fold(lines: _Lines, which: Tensor, low: Sample, high: Sample, best: Sample) -> Events:
@@ -218,8 +240,7 @@ def _ahead(s: Sample) -> Int[Tensor, " row"]:
 
 def _crossing(lines: _Lines, which: Tensor, low: Sample, high: Sample, best: Sample) -> Events:
     counts = torch.stack([_outside(low)[:, 0], _outside(high)[:, 0]])
-    order = best.values.abs().argsort(dim=1, descending=True, stable=True)
-    mode = order.gather(1, (counts.amax(0) - 1).clamp(min=0)[:, None])
+    mode = _passing(best, low, high)
     value, doubt = best.values.gather(1, mode)[:, 0], best.doubt.gather(1, mode)[:, 0]
     value = torch.complex(value.real, value.imag.abs())
     left, right = _height(low, low, high), _height(high, low, high)
