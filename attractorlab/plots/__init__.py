@@ -1,5 +1,6 @@
 """Pictures: nouns in, plotly figures out. Nothing is computed here but layout, quantiles and intervals."""
 
+from attractorlab.plots.branches import branches
 from attractorlab.plots.curves import outcome_words, residual_curves, residual_vs_accuracy, settle_times, settled_by_solved
 from attractorlab.plots.eigenvalues import spectrum
 from attractorlab.plots.grids import probe, scaling, scaling_lines
@@ -16,6 +17,7 @@ __all__ = [
     "basin_slice",
     "basins",
     "boards",
+    "branches",
     "floquet",
     "outcome_words",
     "probe",

@@ -189,7 +189,7 @@ def mixed(names):
 def run_mixed(names):
     at = [0.5 if name in ("max steps", "range") else 0.0 for name in names]
     direction = torch.tensor([-1 if name == "max steps" else 1 for name in names])
-    return follow(mixed(names), state(*[ROWS[name][1] for name in names]), at, direction, span=(-2.0, 2.0), max_steps=60)
+    return follow(mixed(names), state(*[ROWS[name][1] for name in names]), at, direction, span=(-2.0, 2.0), max_steps=32, step=0.4, scale=4.0)
 
 
 def test_branches_end_each_in_its_own_way_whatever_lies_beside_them():
