@@ -36,8 +36,8 @@ def continuation(
     """Follow the fixed point near each row of `z` while the parameter changes, around folds, by pseudo-arclength.
 
     Every point is certified: its residual is below `tol`. A pair of events within one step, whose effects cancel, goes unseen: halve `step` to check. Other branches
-    that meet a followed one are told of (branch point) and not entered. Bifurcations of eigenvalues beyond the `k` leading ones are seen only where these are not all outside
-    the unit circle.
+    that meet a followed one are told of (branch point) and not entered. Passages of eigenvalues are looked for where the `k` leading ones are not all outside the unit circle
+    and known to 1e-3: not beside a point that is ill-conditioned.
 
     Args:
         family: The map and its parameter.
@@ -86,10 +86,10 @@ def continuation(
     for rows in blocks_of_rows(f, z, vectors=2 * GMRES_CAP):
         some = replace(family, like=family.like.take(rows))
         curve = Curve(
-            some, trees.take(z, rows), parameter[rows], scale=length[rows.to(length.device)], span=width, tol=tol, k=k, method=method
+            some, trees.take(z, rows), parameter[rows], scale=length[rows.to(length.device)], span=span, tol=tol, k=k, method=method
         )
         _check_derivative(curve)
-        parts.append(Follow(curve, sign[rows], span, step, max_steps).run())
+        parts.append(Follow(curve, sign[rows], step, max_steps).run())
     return Branch(
         **joined(parts, z),
         end=tuple(WORDS[code] for part in parts for code in part.end.tolist()),

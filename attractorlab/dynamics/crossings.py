@@ -19,6 +19,8 @@ REAL = 1e-6  # imaginary part below which an eigenvalue is real
 TOUCHES = 1e-3  # distance from +1 at which an eigenvalue belongs to a turn
 OWN = 1e-3  # of the step: an eigenvalue that passes +1 so near a fold is that of the fold
 
+TRUSTED, HARMLESS = 5e-3, 0.1  # five errors beyond which a mode is not counted on; a modulus that is inside whatever its error
+
 Read = Callable[[Sample], Int[Tensor, "row sign"]]
 Height = Callable[[Sample, Sample, Sample], Float[Tensor, " row"]]  # of a point, given two others around the crossing
 
@@ -175,9 +177,9 @@ def _outside(s: Sample) -> Int[Tensor, "row sign"]:
 
 
 def _complete(curve: Curve, a: Sample, b: Sample) -> Bool[Tensor, " row"]:
-    """Whether both ends show an eigenvalue inside: if all that were asked for are outside, others may be too."""
+    """Whether both ends show all that is outside: an eigenvalue inside too, and none that is not known well enough to say where it is."""
     whole = curve.first.shape[1] - 1 == curve.k
-    known = ~(a.values.isnan().any(1) | b.values.isnan().any(1))
+    known = torch.stack([((end.band <= TRUSTED) | (end.values.abs() < HARMLESS)).all(1) & ~end.values.isnan().any(1) for end in (a, b)]).all(0)
     return (known & (whole | ((_outside(a)[:, 0] < curve.k) & (_outside(b)[:, 0] < curve.k)))).cpu()
 
 

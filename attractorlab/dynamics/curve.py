@@ -8,7 +8,8 @@ from torch import Tensor
 
 from attractorlab import trees
 from attractorlab.dynamics.families import PARAMETER, Family
-from attractorlab.dynamics.krylov import NOISE, gmres
+from attractorlab.dynamics.krylov import NOISE, gmres, random_vectors
+from attractorlab.dynamics.orbits import FLOOR
 from attractorlab.dynamics.searching import ERROR_FORCING, GMRES_CAP, UNSOLVED, Search, norm
 from attractorlab.dynamics.spectrum import Method, spectrum
 from attractorlab.types import State
@@ -56,12 +57,13 @@ class Curve:
     """
 
     def __init__(
-        self, family: Family, z: State, parameter: Tensor, *, scale: Tensor, span: float, tol: float, k: int, method: Method | None
+        self, family: Family, z: State, parameter: Tensor, *, scale: Tensor, span: tuple[float, float], tol: float, k: int, method: Method | None
     ) -> None:
         start = {**z, PARAMETER: parameter[:, None]}
-        self.family, self.like, self.k, self.method, self.tol, self.span = family, z, k, method, tol, span
+        self.family, self.like, self.k, self.method, self.tol, self.span = family, z, k, method, tol, span[1] - span[0]
         self.search = Search(family.extended(), start)
-        self.units = torch.cat([scale[:, None].expand(-1, trees.size(z)), torch.full_like(scale, span)[:, None]], dim=1)
+        self.units = torch.cat([scale[:, None].expand(-1, trees.size(z)), torch.full_like(scale, self.span)[:, None]], dim=1)
+        self.bounds = self.search.round(torch.tensor(span, dtype=torch.float64, device=scale.device)[:, None])
         self.first = self.y(trees.flatten(start).to(torch.float64), torch.arange(len(parameter)))
         self.words: list[str] = ["not asked"]
         self.device = self.first.device
@@ -70,7 +72,10 @@ class Curve:
         return self.search.round(x) / self.units[rows]
 
     def x(self, y: Tensor, rows: Tensor) -> Tensor:
-        return self.search.round(y * self.units[rows])
+        x = self.search.round(y * self.units[rows])
+        for bound in self.bounds:  # dividing by the unit and multiplying again may miss it by a rounding
+            x[:, -1] = torch.where((x[:, -1] - bound).abs() <= 4 * torch.finfo(torch.float64).eps * bound.abs(), bound, x[:, -1])
+        return x
 
     def state(self, y: Tensor, rows: Tensor) -> State:
         """The states alone."""
@@ -126,10 +131,9 @@ class Curve:
                 break
         return y, steps, code
 
-    def look(self, y: Tensor, rows: Tensor, normal: Tensor | None, *, modes: bool = True) -> Sample:
-        """The residual, the unit tangent (on the side of `normal`, or of a growing parameter), the error and, if `modes`, the spectrum at points of the curve."""
-        c = self._normal(normal, torch.arange(len(rows)), rows)
-        system = Bordered(self, y, rows, c)
+    def look(self, y: Tensor, rows: Tensor, normal: Tensor, *, modes: bool = True) -> Sample:
+        """The residual, the unit tangent (on the side of `normal`), the error and, if `modes`, the spectrum at points of the curve."""
+        system = Bordered(self, y, rows, normal)
         r, size = self.residual(y, rows)
         up = torch.zeros_like(y)
         up[:, -1] = 1
@@ -138,13 +142,22 @@ class Curve:
         # The distance to the curve: a Newton step with no part along the tangent.
         system.normal = tangent
         d, left = system.solve(-r, torch.full_like(size, ERROR_FORCING))
-        known = (left <= UNSOLVED) | (norm(r) == 0)
+        # Along a circle of fixed points nothing can be solved for; there only rounding is left.
+        known = (left <= UNSOLVED) | (size <= FLOOR[self.search.dtype])
         error = torch.where(known, self.relative(d, y), torch.inf)
         off = torch.where(known, d[:, -1].abs(), torch.inf)
         blank = torch.full((len(y), self.k), torch.nan, dtype=torch.float64, device=self.device)
         verdict = torch.zeros(len(y), dtype=torch.int64, device=self.device)
         sample = Sample(y, tangent, torch.zeros_like(size), size, error, off, blank.to(torch.complex128), blank, blank, verdict)
         return self.with_modes(sample, rows) if modes else sample
+
+    def begin(self, y: Tensor, rows: Tensor, sign: Tensor) -> Sample:
+        """The same at the first points, with the tangent on which the parameter grows (`sign` 1) or falls (−1): also where a branch turns."""
+        normal = random_vectors(1, y.shape[1], seed=2).to(y).expand_as(y) / y.shape[1] ** 0.5
+        first = self.look(y, rows, normal, modes=False)
+        here = self.look(y, rows, first.tangent)
+        turned = torch.where(here.tangent[:, -1] < 0, -sign.to(y), sign.to(y))
+        return replace(here, tangent=here.tangent * turned[:, None])
 
     def with_modes(self, sample: Sample, rows: Tensor) -> Sample:
         """The sample with the leading eigenvalues at its points."""

@@ -67,10 +67,10 @@ class Part:
 class Follow:
     """The loop: a step of every branch that is still going, and those that ended leave."""
 
-    def __init__(self, curve: Curve, sign: Tensor, span: tuple[float, float], step: float, max_steps: int) -> None:
+    def __init__(self, curve: Curve, sign: Tensor, step: float, max_steps: int) -> None:
         n = len(curve.first)
         self.curve, self.sign, self.step, self.max_steps = curve, sign, step, max_steps
-        self.low, self.high = (float(curve.search.round(torch.tensor([[bound]], dtype=torch.float64))) / curve.span for bound in span)
+        self.low, self.high = (float(bound) / curve.span for bound in curve.bounds)
         self.points: list[_Points] = []
         self.met: list[_Met] = []
         self.end, self.tries, self.count = (torch.zeros(n, dtype=torch.int64) for _ in range(3))
@@ -104,11 +104,10 @@ class Follow:
         self.end[code != CONVERGED] = WORDS.index("no start")
         self.end[code == NONFINITE] = WORDS.index("nonfinite")
         rows = (self.end == 0).nonzero().squeeze(1)
-        here = curve.look(y[rows], rows, None)
+        here = curve.begin(y[rows], rows, self.sign[rows])
         finite = torch.isfinite(here.tangent).all(1).cpu()
         self.end[rows[~finite]] = WORDS.index("nonfinite")
         rows, here = rows[finite], here.take(finite)
-        here = replace(here, tangent=here.tangent * self.sign[rows].to(here.tangent)[:, None])
         self._keep(rows, here, torch.zeros_like(here.at))
         p, slope = here.y[:, -1], here.tangent[:, -1]
         out = (((p <= self.low) & (slope < 0)) | ((p >= self.high) & (slope > 0))).cpu()
@@ -155,7 +154,7 @@ class Follow:
         p, before = y[:, -1], here.y[:, -1]
         out = ((code == CONVERGED).to(p.device) & ((p <= self.low) | (p >= self.high))).cpu().nonzero().squeeze(1)
         if len(out):
-            bound = torch.where(p[out] >= self.high, self.high, self.low).to(p)
+            bound = torch.where(p[out] >= self.high, torch.full_like(p[out], self.high), torch.full_like(p[out], self.low))
             share = ((bound - before[out]) / (p[out] - before[out])).nan_to_num(1).clamp(0, 1)
             guess = here.y[out] + share[:, None] * (y[out] - here.y[out])
             guess[:, -1] = bound

@@ -238,6 +238,34 @@ def test_two_modes_that_pass_together_are_counted_and_a_circle_of_fixed_points_p
     assert all(word == "marginal" for word, p in zip(found.verdict, found.parameter.tolist(), strict=True) if p < 3)
 
 
+def test_five_passages_within_one_step_are_told_apart():
+    at = numbers(1.0, 1.01, 1.02, 1.5, -1.2)
+    found = follow(Family(lambda z, x, p: {"z": -p[:, None] * z["z"] / at}, "p"), state([0.0] * 5), [0.5], span=(0.5, 3.0), step=0.9, k=5)
+    kinds, parameter, _, change = events(found)
+    assert kinds == ["flip", "flip", "flip", "branch point", "flip"] and change == [1] * 5 and found.steps.item() < 5
+    assert (parameter - at.abs().sort().values).abs().max() < 1e-10
+
+
+def test_the_same_events_are_found_with_half_the_step_and_the_last_point_is_on_the_bound(generator):
+    weight = torch.randn(20, 20, generator=generator.manual_seed(2), dtype=torch.float64) / 20**0.5
+    bias = 0.3 * torch.randn(20, generator=generator, dtype=torch.float64)
+    family = Family(lambda z, x, p: {"z": torch.tanh(p[:, None] * (z["z"] @ weight) + bias)}, "gain")
+    whole, half = (follow(family, state([0.0] * 20), [0.7], span=(0.1, 1.3), k=20, step=step) for step in (0.2, 0.1))
+    assert whole.event_kind == half.event_kind == ("flip", "Neimark-Sacker", "Neimark-Sacker", "flip")
+    assert whole.event_change.tolist() == [1, 2, 2, 1] and len(half.parameter) > len(whole.parameter)
+    assert (whole.event_parameter - half.event_parameter).abs().max() < 1e-11 and whole.event_error.max() < 1e-11
+    assert whole.parameter[-1] == half.parameter[-1] == 1.3 and whole.end == ("range",)
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_branch_can_begin_at_its_fold(direction):
+    x_c = math.sqrt(0.5)
+    b_c = math.atanh(x_c) - 2 * x_c
+    found = follow(pointwise(lambda z, b: torch.tanh(2 * z + b)), state(x_c), [b_c], direction, span=(-0.55, 0.0), k=0)
+    ends = found.states["z"][-1].item(), found.parameter[-1].item()
+    assert found.end == ("range",) and ends[1] == 0 and min(abs(ends[0]), abs(ends[0] - 0.957504024077)) < 1e-9
+
+
 def test_float32_states_are_followed_to_their_precision():
     family = pointwise(lambda z, b: torch.tanh(2 * z + b))
     z = {"z": torch.tensor([[-0.95]])}
