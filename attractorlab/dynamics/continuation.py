@@ -36,8 +36,8 @@ def continuation(
     """Follow the fixed point near each row of `z` while the parameter changes, around folds, by pseudo-arclength.
 
     Every point is certified: its residual is below `tol`. A pair of events within one step, whose effects cancel, goes unseen: halve `step` to check. Other branches
-    that meet a followed one are told of (branch point) and not entered. Passages of eigenvalues are looked for where the `k` leading ones are not all outside the unit circle
-    and known to 1e-3: not beside a point that is ill-conditioned.
+    that meet a followed one are told of (branch point) and not entered. Passages of eigenvalues are looked for among the `k` leading ones, where these are not all outside the
+    unit circle at both ends of a step, and known to 1e-3: not beside a point that is ill-conditioned.
 
     Args:
         family: The map and its parameter.

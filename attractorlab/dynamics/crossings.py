@@ -66,7 +66,7 @@ def events_between(curve: Curve, rows: Int[Tensor, " row"], a: Sample, b: Sample
         mask = torch.zeros_like(open_)
         mask[which] = True
         start = start.put(mask.to(curve.device), high)
-        open_ = mask & (_outside(start) != _outside(lines.b)).any(1).cpu()
+        open_ = mask & (_outside(start) != _outside(lines.b)).any(1).cpu() & _complete(curve, start, lines.b)
     return found
 
 
@@ -177,10 +177,10 @@ def _outside(s: Sample) -> Int[Tensor, "row sign"]:
 
 
 def _complete(curve: Curve, a: Sample, b: Sample) -> Bool[Tensor, " row"]:
-    """Whether both ends show all that is outside: an eigenvalue inside too, and none that is not known well enough to say where it is."""
+    """Whether what passes shows: one end has an eigenvalue inside, and both have none that is not known well enough to say where it is."""
     whole = curve.first.shape[1] - 1 == curve.k
     known = torch.stack([((end.band <= TRUSTED) | (end.values.abs() < HARMLESS)).all(1) & ~end.values.isnan().any(1) for end in (a, b)]).all(0)
-    return (known & (whole | ((_outside(a)[:, 0] < curve.k) & (_outside(b)[:, 0] < curve.k)))).cpu()
+    return (known & (whole | (torch.minimum(_outside(a)[:, 0], _outside(b)[:, 0]) < curve.k))).cpu()
 
 
 def _passing(s: Sample, low: Sample, high: Sample) -> Int[Tensor, "row one"]:
@@ -236,8 +236,8 @@ def _blur(lines: _Lines, which: Tensor, best: Sample) -> Float[Tensor, " row"]:
 
 
 def _ahead(s: Sample) -> Int[Tensor, " row"]:
-    """How many real eigenvalues are above 1."""
-    return ((s.values.real > 1) & (s.values.imag.abs() <= REAL)).sum(1)
+    """How many real eigenvalues are above 1, by more than the band: modes that stay at 1 are not."""
+    return ((s.values.real > 1 + s.band) & (s.values.imag.abs() <= REAL)).sum(1)
 
 
 def _crossing(lines: _Lines, which: Tensor, low: Sample, high: Sample, best: Sample) -> Events:

@@ -91,7 +91,7 @@ def henon(z, x, a):
 CASES = {
     "logistic, upwards": (pointwise(logistic), state(0.6), 2.5, 1, (-2.0, 4.0), [("flip", 3.0, -1, 1)]),
     "logistic at zero, downwards": (pointwise(logistic), state(0.0), 2.5, -1, (-2.0, 4.0), [("branch point", 1.0, 1, -1), ("flip", -1.0, -1, 1)]),
-    "logistic through zero": (pointwise(logistic), state(0.6), 2.5, -1, (0.7, 4.0), [("branch point", 1.0, 1, 1)]),
+    "logistic through zero": (pointwise(logistic), state(0.3), 1.5, -1, (0.7, 4.0), [("branch point", 1.0, 1, 1)]),
     "logistic, period two around its birth": (
         pointwise(twice(logistic)), state(0.513), 3.2, -1, (2.5, 4.0), [("branch point", 3.0, 1, 0), ("flip", 1 + math.sqrt(6), -1, 1)]
     ),
@@ -246,11 +246,41 @@ def test_five_passages_within_one_step_are_told_apart():
     assert (parameter - at.abs().sort().values).abs().max() < 1e-10
 
 
+def test_a_passage_beyond_the_leading_modes_is_not_seen_and_the_verdict_says_so():
+    rates = numbers(3.0, 2.5, -1.0, 0.2)
+    family = Family(lambda z, x, p: {"z": p[:, None] * z["z"] * rates}, "p")
+    for k, seen in ((1, [1 / 3]), (2, [1 / 3, 0.4]), (3, [1 / 3, 0.4, 1.0]), (4, [1 / 3, 0.4, 1.0])):
+        found = follow(family, state([0.0] * 4), [0.1], span=(0.1, 1.5), k=k, step=0.4)
+        assert (found.event_parameter - numbers(*seen)).abs().max() < 1e-12
+        assert found.verdict[-1] == ("unstable(3)" if k == 4 else f"unstable({k}+)")
+
+
+def test_a_circle_of_fixed_points_turns_and_shrinks_to_a_point():
+    # |z|² = s with p + s − s² = 0: a fold at p = −1/4, and at p = 0 the circle shrinks into the origin; the branch comes out on the other side.
+    def rule(z, x, p):
+        s = z["z"].square().sum(1)
+        return {"z": z["z"] * (1 + 0.3 * (p + s - s**2))[:, None]}
+
+    s = (1 + 1.4**0.5) / 2
+    found = follow(Family(rule, "p"), state([0.6 * s**0.5, 0.8 * s**0.5]), [0.1], -1, span=(-0.5, 0.1), k=2, step=0.3)
+    kinds, parameter, _, change = events(found)
+    assert kinds == ["fold", "branch point", "fold"] and change == [1, 0, -1] and found.end == ("range",)
+    assert (parameter - numbers(-0.25, 0.0, -0.25)).abs().max() < 1e-9
+    assert (found.states["z"] @ numbers(0.8, -0.6)).abs().max() < 1e-9  # along one ray, and never around the circle
+
+
+def test_a_nan_just_beyond_a_flip_leaves_the_flip():
+    family = pointwise(lambda z, r: logistic(z, r) + 0 * (3.02 - r).sqrt())
+    found = follow(family, state(0.6), [2.5], span=(2.0, 4.0), step=0.3)
+    assert found.end == ("nonfinite",) and found.event_kind == ("flip",) and 3 < found.parameter.max() <= 3.02
+    assert found.event_parameter.item() == pytest.approx(3.0, abs=1e-12) and found.residual.max() < TOL
+
+
 def test_the_same_events_are_found_with_half_the_step_and_the_last_point_is_on_the_bound(generator):
     weight = torch.randn(20, 20, generator=generator.manual_seed(2), dtype=torch.float64) / 20**0.5
     bias = 0.3 * torch.randn(20, generator=generator, dtype=torch.float64)
     family = Family(lambda z, x, p: {"z": torch.tanh(p[:, None] * (z["z"] @ weight) + bias)}, "gain")
-    whole, half = (follow(family, state([0.0] * 20), [0.7], span=(0.1, 1.3), k=20, step=step) for step in (0.2, 0.1))
+    whole, half = (follow(family, state([0.0] * 20), [0.7], span=(0.1, 1.3), k=20, step=step) for step in (0.25, 0.125))
     assert whole.event_kind == half.event_kind == ("flip", "Neimark-Sacker", "Neimark-Sacker", "flip")
     assert whole.event_change.tolist() == [1, 2, 2, 1] and len(half.parameter) > len(whole.parameter)
     assert (whole.event_parameter - half.event_parameter).abs().max() < 1e-11 and whole.event_error.max() < 1e-11
