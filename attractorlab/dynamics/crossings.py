@@ -19,6 +19,7 @@ REAL = 1e-6  # imaginary part below which an eigenvalue is real
 TOUCHES = 1e-3  # distance from +1 at which an eigenvalue belongs to a turn
 OWN = 1e-3  # of the step: an eigenvalue that passes +1 so near a fold is that of the fold
 
+UNSURE = 4.0  # times the error where branches meet, whose constant is not known
 TRUSTED, HARMLESS = 5e-3, 0.1  # five errors beyond which a mode is not counted on; a modulus that is inside whatever its error
 
 Read = Callable[[Sample], Int[Tensor, "row sign"]]
@@ -232,7 +233,7 @@ def _blur(lines: _Lines, which: Tensor, best: Sample) -> Float[Tensor, " row"]:
     turn = (b.tangent[:, -1] - a.tangent[:, -1]).abs()
     moved = (b.values.abs().amax(1) - a.values.abs().amax(1)).abs()
     slope = torch.fmax(turn, moved) / b.at
-    return ((best.residual + torch.finfo(torch.float64).eps) / slope).sqrt()
+    return UNSURE * ((best.residual + torch.finfo(torch.float64).eps) / slope).sqrt()
 
 
 def _ahead(s: Sample) -> Int[Tensor, " row"]:
