@@ -73,7 +73,7 @@ def branches(found: Branch, *, read: Callable[[State], Tensor], label: str) -> g
     words = np.array([word.split("(")[0] for word in found.verdict], dtype=object)
     looks = styles(word for word in words if word != "not asked")
     drawn = thinned(n, limit=MAX_POINTS)
-    for word in sorted(dict.fromkeys(words[drawn]), key=_ORDER.index):
+    for word in sorted(dict.fromkeys(words[drawn]), key=lambda one: _ORDER.index(one) if one in _ORDER else len(_ORDER)):
         colour, dash = (GREY, "solid") if word == "not asked" else (looks[word].colour, looks[word].dash)
         across, up = _lines(x[drawn], y[drawn], row[drawn], words[drawn] == word)
         fig.add_scatter(
