@@ -174,7 +174,10 @@ def _outside(s: Sample) -> Int[Tensor, "row sign"]:
     real = s.values.imag.abs() <= REAL
     ahead = (out & real & (s.values.real > 0)).sum(1)
     back = (out & real & (s.values.real < 0)).sum(1)
-    return torch.stack([out.sum(1), ahead % 2, back % 2], dim=1)
+    count = out.sum(1)
+    # With all of the leading modes outside, which of them are real is a matter of their order.
+    told = count < s.values.shape[1]
+    return torch.stack([count, torch.where(told, ahead % 2, 0), torch.where(told, back % 2, 0)], dim=1)
 
 
 def _complete(curve: Curve, a: Sample, b: Sample) -> Bool[Tensor, " row"]:
@@ -252,9 +255,13 @@ def _crossing(lines: _Lines, which: Tensor, low: Sample, high: Sample, best: Sam
     away = torch.where(counts[0] == counts[1], high.at - low.at, away)
     error = lines.curve.span * (best.tangent[:, -1].abs() * away + best.off)
     kinds = tuple(_kind(one, off) for one, off in zip(value.tolist(), doubt.tolist(), strict=True))
+    error = torch.where((value.abs() - 1).abs() <= TOUCHES, error, torch.inf)
     meets = torch.tensor([kind == "branch point" for kind in kinds], device=error.device)
     error = torch.where(meets, error + lines.curve.span * _blur(lines, which, best), error)
-    return _events(lines, which, kinds, best, error, value, counts[1] - counts[0])
+    change = counts[1] - counts[0]
+    half = torch.tensor([kind == "Neimark-Sacker" for kind in kinds], device=change.device) & (change.abs() == 1)
+    # A pair of which the leading modes hold one.
+    return _events(lines, which, kinds, best, error, value, torch.where(half, 2 * change, change))
 
 
 def _kind(value: complex, doubt: float) -> str:

@@ -20,7 +20,8 @@ class Branch:
 
     An event lies after point ``event_point`` of its branch and before the next. `event_kind` is fold, branch point (a real eigenvalue passes or touches
     +1 where the branch does not turn as a fold does: pitchfork, transcritical), flip (a real one passes −1) or Neimark-Sacker (a complex pair passes the unit circle);
-    `event_error` says how far `event_parameter` may be off, to first order, `event_eigenvalue` is the one that passes (NaN for a fold whose eigenvalue is not among the leading
+    `event_error` says how far `event_parameter` may be off, to first order (infinite where the number of eigenvalues outside
+    the unit circle changes and none is found on it), `event_eigenvalue` is the one that passes (NaN for a fold whose eigenvalue is not among the leading
     ones) and `event_change` how many more eigenvalues are outside the unit circle after it.
 
     `end` is why each branch ends: range (the parameter left its span: the last point is on the bound), closed (it came back to its first point), max steps, diverged,
