@@ -261,6 +261,17 @@ def test_a_passage_beyond_the_leading_modes_is_not_seen_and_the_verdict_says_so(
         assert found.verdict[-1] == ("unstable(3)" if k == 4 else f"unstable({k}+)")
 
 
+def test_the_edge_of_the_leading_modes_invents_no_event_and_halves_no_pair():
+    # Eigenvalues 3, 2 and −(1 + p): at p = 1 the order changes, and nothing passes.
+    family = Family(lambda z, x, p: {"z": z["z"] * torch.stack([3 + 0 * p, 2 + 0 * p, -1 - p], 1)}, "p")
+    assert follow(family, state([0.0] * 3), [0.5], span=(0.5, 2.0), k=2, step=0.4).event_kind == ()
+    # p(0.6 ± 0.8i), of which the leading mode is one.
+    turn = numbers(0.6, 0.8, -0.8, 0.6).reshape(2, 2)
+    found = follow(Family(lambda z, x, p: {"z": p[:, None] * (z["z"] @ turn)}, "p"), state([0.0, 0.0]), [0.5], span=(0.5, 2.0), k=1, step=0.4)
+    assert found.event_kind == ("Neimark-Sacker",) and found.event_change.tolist() == [2]
+    assert abs(found.event_eigenvalue.item() - (0.6 + 0.8j)) < 1e-12 and found.event_parameter.item() == pytest.approx(1.0, abs=1e-12)
+
+
 def test_a_circle_of_fixed_points_turns_and_shrinks_to_a_point():
     # |z|² = s with p + s − s² = 0: a fold at p = −1/4, and at p = 0 the circle shrinks into the origin; the branch comes out on the other side.
     def rule(z, x, p):
