@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "attractorlab.types": (
-        "BasinEstimate BasinSlice Convergence Drive Finding FixedPointSet Floquet Instance LyapunovEstimate NonNormality NotConvergedError Origin "
+        "BasinEstimate BasinSlice Branch Convergence Drive Finding FixedPointSet Floquet Instance LyapunovEstimate NonNormality NotConvergedError Origin "
         "ProbeFit Projection Report Result "
         "ScalingGrid Spectrum State Trajectory "
         "SpectralDensity TraceEstimate"
@@ -21,8 +21,11 @@ _WHERE = {
     "attractorlab.testing": "check_map",
     "attractorlab.dynamics.recorder": "every log_spaced only_last trace",
     "attractorlab.dynamics.orbits": "settle",
+    "attractorlab.dynamics.continuation": "continuation",
     "attractorlab.dynamics.convergence": "convergence",
+    "attractorlab.dynamics.parametric": "ParametricMap between_drives between_weights damped",
     "attractorlab.dynamics.fixed_points": "by_iteration distinct find_fixed_points",
+    "attractorlab.dynamics.matching": "match_attractors",
     "attractorlab.dynamics.newton": "by_newton_krylov",
     "attractorlab.dynamics.quasi_newton": "by_anderson by_broyden",
     "attractorlab.dynamics.minimisation": "by_gauss_newton by_minimisation",

@@ -19,6 +19,7 @@ from attractorlab.errors import BadData, SpaceError
 from attractorlab.types import (
     BasinEstimate,
     BasinSlice,
+    Branch,
     Convergence,
     FixedPointSet,
     Floquet,
@@ -46,6 +47,7 @@ NOUNS = {
         *(Instance, Trajectory, Convergence, FixedPointSet, Spectrum, Floquet, LyapunovEstimate, NonNormality),
         *(BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit),
         *(TraceEstimate, SpectralDensity),
+        *(Branch,),
     )
 }
 Noun = TypeVar("Noun")

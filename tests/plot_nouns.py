@@ -5,6 +5,7 @@ import torch
 from attractorlab.types import (
     BasinEstimate,
     BasinSlice,
+    Branch,
     Convergence,
     Floquet,
     LyapunovEstimate,
@@ -64,6 +65,45 @@ def floquet_of(points: int, modes: int, *, updates: tuple[str, ...] = ("L0", "L1
         updates=updates,
         leaves=("z_H", "z_L"),
         method="dense",
+        clock=clock,
+        origin=ORIGIN,
+    )
+
+
+def branch_of(branches: int, points: int, *, modes: int = 2, clock: str = "recursion") -> Branch:
+    """S-curves b = x³ − x, one beside the other, unstable between their two folds."""
+    x = torch.linspace(-1.3, 1.3, points, dtype=torch.float64).repeat(branches)
+    number = torch.arange(branches).repeat_interleave(points)
+    words = ["unstable(1)" if abs(one) < 3**-0.5 else "stable" for one in x.tolist()]
+    folds = torch.tensor([-(3**-0.5), 3**-0.5], dtype=torch.float64).repeat(branches if points else 0)
+    n, events = len(x), len(folds)
+    return Branch(
+        states={"z": torch.stack([x + number, torch.zeros(n).double()], 1)},
+        branch=number,
+        parameter=x**3 - x,
+        arclength=x + 1.3,
+        slope=3 * x**2 - 1,
+        residual=torch.full((n,), 1e-13, dtype=torch.float64),
+        error=torch.full((n,), 1e-13, dtype=torch.float64),
+        eigenvalues=torch.ones(n, modes, dtype=torch.complex128),
+        verdict=tuple(words) if modes else ("not asked",) * n,
+        event_states={"z": torch.stack([folds + torch.arange(events) // 2, 0 * folds], 1)},
+        event_branch=torch.arange(events) // 2,
+        event_point=torch.zeros(events, dtype=torch.int64),
+        event_kind=("fold",) * events,
+        event_parameter=folds**3 - folds,
+        event_error=torch.full((events,), 1e-12, dtype=torch.float64),
+        event_eigenvalue=torch.ones(events, dtype=torch.complex128),
+        event_change=torch.tensor([1, -1], dtype=torch.int64).repeat(events // 2),
+        end=("range",) * branches,
+        instance=torch.arange(branches),
+        start=torch.zeros(branches, dtype=torch.int64),
+        scale=torch.ones(branches, dtype=torch.float64),
+        span=2.0,
+        steps=torch.full((branches,), points),
+        name="b",
+        derivative="exact",
+        tol=1e-12,
         clock=clock,
         origin=ORIGIN,
     )

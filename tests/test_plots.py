@@ -16,6 +16,7 @@ from tests.plot_nouns import (
     ORIGIN,
     TICKS,
     basins_of,
+    branch_of,
     convergence_of,
     density_of,
     fit_of,
@@ -31,7 +32,14 @@ from tests.plot_nouns import (
 
 HOSTILE = "<script>alert(1)</script>"
 
+
+
+def first(z: Any) -> torch.Tensor:
+    return z["z"][:, 0]
+
+
 ALL: dict[str, Callable[[], go.Figure]] = {
+    "branches": lambda: plots.branches(branch_of(2, 30), read=first, label="first number"),
     "residual_curves": lambda: plots.residual_curves(convergence_of(24), floor=1e-7),
     "settle_times": lambda: plots.settle_times(convergence_of(24)),
     "settled_by_solved": lambda: plots.settled_by_solved(convergence_of(24)),
@@ -54,6 +62,7 @@ ALL: dict[str, Callable[[], go.Figure]] = {
     "probe": lambda: plots.probe(fit_of(9)),
 }
 EMPTY: dict[str, Callable[[], go.Figure]] = {
+    "branches": lambda: plots.branches(branch_of(2, 0), read=first, label="first number"),
     "residual_curves": lambda: plots.residual_curves(convergence_of(0)),
     "residuals of zero": lambda: plots.residual_curves(dataclasses.replace(convergence_of(3), residual=torch.zeros(TICKS + 1, 3))),
     "settle_times": lambda: plots.settle_times(convergence_of(0)),
@@ -77,6 +86,8 @@ EMPTY: dict[str, Callable[[], go.Figure]] = {
     "probe": lambda: plots.probe(fit_of(0)),
 }
 LONE: dict[str, Callable[[], go.Figure]] = {
+    "one point of a branch": lambda: plots.branches(branch_of(1, 1), read=first, label="first number"),
+    "branches without eigenvalues": lambda: plots.branches(branch_of(1, 9, modes=0), read=first, label="first number"),
     "one row": lambda: plots.residual_curves(convergence_of(1)),
     "one row, one tick": lambda: plots.residual_curves(convergence_of(1, ticks=0)),
     "never settled": lambda: plots.residual_curves(convergence_of(5, settled=False)),

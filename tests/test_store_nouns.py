@@ -12,6 +12,7 @@ from attractorlab.store import NOUNS, Run, from_dataset, to_dataset
 from attractorlab.types import (
     BasinEstimate,
     BasinSlice,
+    Branch,
     Convergence,
     FixedPointSet,
     Floquet,
@@ -127,6 +128,35 @@ def floquet():
         leaves=("z_H", "z_L"),
         method="dense",
         clock="2 x recursion",
+        origin=ORIGIN,
+    )
+
+
+def branch(events=2):
+    return Branch(
+        states={"z_H": floats(3, 4, 5, dtype=torch.float64), "z_L": floats(3, 4)},
+        branch=torch.tensor([0, 0, 2]),
+        **{name: floats(3, dtype=torch.float64) for name in ("parameter", "arclength", "slope", "residual", "error")},
+        eigenvalues=torch.complex(floats(3, 2, dtype=torch.float64), floats(3, 2, dtype=torch.float64).flip(0)),
+        verdict=("stable", "not asked", "unstable(1+)"),
+        event_states={"z_H": floats(events, 4, 5, dtype=torch.float64), "z_L": floats(events, 4)},
+        event_branch=torch.tensor([0, 2])[:events],
+        event_point=torch.tensor([1, 2])[:events],
+        event_kind=("fold", "Neimark-Sacker")[:events],
+        event_parameter=floats(7, dtype=torch.float64)[:events],
+        event_error=floats(7, dtype=torch.float64)[:events],
+        event_eigenvalue=torch.complex(floats(7, dtype=torch.float64), floats(7, dtype=torch.float64).flip(0))[:events],
+        event_change=torch.tensor([1, -2])[:events],
+        end=("range", "no start", "nonfinite"),
+        instance=torch.arange(3),
+        start=torch.zeros(3, dtype=torch.int64),
+        scale=floats(3, dtype=torch.float64),
+        span=2.0,
+        steps=torch.arange(3),
+        name="damping",
+        derivative="exact",
+        tol=1e-10,
+        clock="tick",
         origin=ORIGIN,
     )
 
@@ -283,6 +313,8 @@ EXAMPLES = {
     "non-normality": non_normality(),
     "traces": trace_estimate(),
     "density": density(),
+    "branch": branch(),
+    "branch without events": branch(0),
     "basins": basins(),
     "basins without attractors": basins(0),
     "plane": plane(),

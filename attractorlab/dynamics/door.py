@@ -39,7 +39,7 @@ def check_at(f: LatentMap, z: State, caller: str, *, derivative: bool = True) ->
     finite = trees.finite(z) & trees.finite(out) if trees.rows(z) else torch.zeros(0, dtype=torch.bool)
     if not bool(finite.any()):
         return  # each row then ends with its result
-    row = int((finite.to(trees.norm(z).dtype) * (1 + (trees.norm(z) > 0))).argmax())  # the first that is not 0, if there is one
+    row = int((finite.long() * (1 + (trees.norm(z) > torch.finfo(trees.norm(z).dtype).eps ** 0.5))).argmax())  # the first that is not about 0, if there is one
     alone, one = f.take([row]), trees.take(z, slice(row, row + 1))
     _check_values(alone, one, trees.take(out, slice(row, row + 1)), caller)
     if derivative:
@@ -67,7 +67,7 @@ def _check_derivative(f: LatentMap, z: State, caller: str) -> None:
     draw = torch.Generator().manual_seed(11)
     v: State = {name: torch.randn(leaf.shape, generator=draw, dtype=torch.float64).to(leaf) for name, leaf in z.items()}
     size = float(trees.norm(z))
-    if not size:
+    if size <= torch.finfo(kind).eps ** 0.5:
         return  # there is no telling what a small step is
     v = trees.scale(v, 1 / trees.norm(v))
     try:

@@ -1,5 +1,6 @@
 """Pictures: nouns in, plotly figures out. Nothing is computed here but layout, quantiles and intervals."""
 
+from attractorlab.plots.branches import branches
 from attractorlab.plots.curves import outcome_words, residual_curves, residual_vs_accuracy, settle_times, settled_by_solved
 from attractorlab.plots.densities import density, traces
 from attractorlab.plots.eigenvalues import spectrum
@@ -19,6 +20,7 @@ __all__ = [
     "basin_slice",
     "basins",
     "boards",
+    "branches",
     "density",
     "floquet",
     "lyapunov",

@@ -2,6 +2,7 @@
 
 from attractorlab.types.base import Drive, HasRows, Origin, Result, State, dims_of
 from attractorlab.types.basins import BasinEstimate, BasinSlice
+from attractorlab.types.branches import Branch
 from attractorlab.types.findings import Finding, Report
 from attractorlab.types.points import FixedPointSet, Floquet, LyapunovEstimate, NonNormality, NotConvergedError, Spectrum
 from attractorlab.types.runs import Convergence, Instance, ProbeFit, Projection, ScalingGrid, Trajectory
@@ -10,6 +11,7 @@ from attractorlab.types.traces import SpectralDensity, TraceEstimate
 __all__ = [
     "BasinEstimate",
     "BasinSlice",
+    "Branch",
     "Convergence",
     "Drive",
     "Finding",

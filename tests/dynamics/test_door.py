@@ -75,6 +75,7 @@ SOUND = {
     "constant": lambda z: {"z": torch.ones_like(z["z"]) + 0.0 * z["z"]},
     "staircase of fine steps": lambda z: {"z": z["z"] * 0.5 + 1e-12 * torch.round(z["z"])},
     "large": lambda z: {"z": 1e6 * z["z"] ** 3},
+    "a small difference of large terms": lambda z: {"z": torch.exp(z["z"]) - 1.0},
     "chaotic": lambda z: {"z": 1 - 1.9 * z["z"] ** 2},
     "normalised": lambda z: {"z": torch.nn.functional.rms_norm(z["z"] @ W, (6,))},
 }
@@ -87,7 +88,8 @@ def test_sound_maps_pass(name, dtype, generator):
     for scale in (1e-3, 1.0, 100.0):
         z = {"z": scale * torch.randn(5, 6, dtype=dtype, generator=generator)}
         check_at(f, z, "test")
-    check_at(f, {"z": torch.zeros(3, 6, dtype=dtype)}, "test")
+    for small in (0.0, 1e-14, 1e-9):
+        check_at(f, {"z": torch.full((3, 6), small, dtype=dtype)}, "test")
 
 
 def test_rows_that_are_not_finite_are_not_judged_and_do_not_hide_the_others(generator):
