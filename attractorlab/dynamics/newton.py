@@ -1,28 +1,30 @@
 """by_newton_krylov: Newton's method with its linear systems solved in Krylov spaces."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attractorlab.dynamics.searching import GMRES_CAP, Found, Search, norm, relative_length, run_in_chunks
+from attractorlab import trees
+from attractorlab.dynamics.searching import DIRECT, GMRES_CAP, Found, Search, norm, relative_length, run_in_chunks
 from attractorlab.maps import LatentMap
 from attractorlab.types import State
 
 FIRST_FORCING, LARGEST_FORCING = 0.1, 0.5
-HALVINGS = 2  # of a Newton step before one tick is taken instead: shorter steps creep into minima of the residual that are no fixed points
+HALVINGS = 4  # of a Newton step that does not lower the residual: shorter steps creep into minima of it that are no fixed points
 LONGEST_STEP = 100  # times the larger of ‖z‖, ‖f(z)‖ and 1
 
 
 def by_newton_krylov(f: LatentMap, z: State, *, tol: float, max_steps: int) -> Found:
     """Newton's method on f(z) − z, its linear systems solved by GMRES on Jacobian products.
 
-    It also finds saddles and repelling points. A step that does not lower the residual is halved, and at last replaced by one tick of the
-    map. Where I − J is singular (a circle of fixed points), the step is a least-squares one.
+    It also finds saddles and repelling points. A step that does not lower the residual is halved. If that does not help, one tick of the map is taken if it
+    lowers the residual, and else the whole Newton step, which may lead far away: see `moved`. Where I − J is singular (a circle of fixed points), the step is a
+    least-squares one. Up to 100 numbers a state the systems are solved directly.
 
     References:
         Knoll and Keyes (2004), Jacobian-free Newton-Krylov methods; Eisenstat and Walker (1996), choice 2 of the forcing term.
     """
-    return run_in_chunks(f, z, _Newton, vectors=GMRES_CAP + 1, tol=tol, max_steps=max_steps)
+    return run_in_chunks(f, z, _Newton, vectors=max(GMRES_CAP + 1, 3 * min(DIRECT, trees.size(z))), tol=tol, max_steps=max_steps)
 
 
 class _Newton:
@@ -45,23 +47,36 @@ class _Newton:
 
 
 def _search_line(search: Search, x: Tensor, r: Tensor, d: Tensor, rows: Tensor, forcing: Tensor) -> tuple[Tensor, Tensor]:
-    """Along each row's `d`: the first of 1, 1/2, 1/4, ... that lowers the residual enough (Armijo); or else one tick of the map."""
+    """Along each row's `d`: the first of 1, 1/2, 1/4, ... that lowers the residual enough (Armijo); or else one tick of the map, or the whole step."""
     longest = LONGEST_STEP * torch.stack([norm(x), norm(x + r), torch.ones_like(norm(x))]).amax(0)
     d = d * (longest / norm(d).clamp(min=1e-300)).clamp(max=1)[:, None]
-    new, new_r = search.round(x + r), torch.full_like(r, torch.nan)
-    open_ = torch.arange(len(rows))
+    new = search.round(x + d)
+    new_r = search.residual(new, rows)
+    open_ = _too_long(new_r, r, 1.0, forcing).nonzero().squeeze(1).cpu()
+    whole, whole_r = new.clone(), new_r.clone()
     t = 1.0
-    for _ in range(HALVINGS + 1):
-        trial = search.round(x[open_] + t * d[open_])
-        trial_r = search.residual(trial, rows[open_])
-        enough = (norm(trial_r) <= (1 - 1e-4 * t * (1 - forcing[open_])) * norm(r[open_])).cpu()
-        new[open_[enough]], new_r[open_[enough]] = trial[enough], trial_r[enough]
-        open_ = open_[~enough]
+    for _ in range(HALVINGS):
         if not len(open_):
             return new, new_r
         t /= 2
-    new_r[open_] = search.residual(new[open_], rows[open_])
+        trial = search.round(x[open_] + t * d[open_])
+        trial_r = search.residual(trial, rows[open_])
+        long = _too_long(trial_r, r[open_], t, forcing[open_])
+        done = open_[~long.cpu()]
+        new[done], new_r[done] = trial[~long], trial_r[~long]
+        open_ = open_[long.cpu()]
+    if len(open_):
+        tick = search.round(x[open_] + r[open_])
+        tick_r = search.residual(tick, rows[open_])
+        lower = (norm(tick_r) < norm(r[open_])) | ~whole_r[open_].isfinite().all(1)
+        new[open_] = torch.where(lower[:, None], tick, whole[open_])
+        new_r[open_] = torch.where(lower[:, None], tick_r, whole_r[open_])
     return new, new_r
+
+
+def _too_long(new_r: Tensor, r: Tensor, t: float, forcing: Tensor) -> Bool[Tensor, " row"]:
+    """Where `t` times the step does not lower the residual enough."""
+    return ~(norm(new_r) <= (1 - 1e-4 * t * (1 - forcing)) * norm(r))
 
 
 def _next_forcing(forcing: Tensor, ratio: Tensor, needed: Tensor) -> Float[Tensor, " row"]:

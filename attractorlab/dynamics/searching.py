@@ -9,12 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attractorlab import trees
+from attractorlab.dynamics import direct
 from attractorlab.dynamics.krylov import NOISE, Jacobian, Product, blocks_of_rows, dtype_of, gmres
-from attractorlab.dynamics.orbits import DIVERGED
+from attractorlab.dynamics.orbits import DIVERGED, FLOOR
 from attractorlab.maps import LatentMap, relative
 from attractorlab.types import Result, State
 
-GMRES_CAP = 60  # products that one linear solve may take
+GMRES_CAP = 60  # products that one linear solve in Krylov spaces may take
+DIRECT = 100  # numbers of a state up to which the equations of a Newton step are formed and solved directly: there as many products cost less than a Krylov space
 ERROR_FORCING, UNSOLVED = 1e-2, 0.1  # the error estimate is good to two digits, and is none where so much of the equations is left unsolved
 
 
@@ -60,7 +62,11 @@ class Search:
         return Jacobian(self.f.take(rows), self.state(x), transposed=transposed).at(torch.arange(len(rows)))
 
     def newton_step(self, x: Tensor, r: Tensor, rows: Tensor, forcing: Tensor) -> tuple[Float[Tensor, "row dim"], Float[Tensor, " row"]]:
-        """d with (J − I) d = −r, to a relative residual of `forcing`, and the relative residual that was reached."""
+        """d with (J − I) d = −r, to a relative residual of `forcing` or less, and the relative residual that was reached."""
+        if x.shape[1] <= DIRECT:
+            matrix = direct.matrix_of(self.f.take(rows), self.state(x))
+            matrix.diagonal(dim1=1, dim2=2).sub_(1)
+            return direct.solve(matrix, -r, singular=direct.SINGULAR[self.dtype])
         product = self.jacobian(x, rows)
         return gmres(lambda v, at: product(v, at) - v, -r, tol=forcing, cap=GMRES_CAP, noise=NOISE[self.dtype])
 
@@ -131,7 +137,8 @@ def _finish(search: Search, best: Tensor, best_r: Tensor, result: Tensor, steps:
         forcing = torch.full_like(best[finite, 0], ERROR_FORCING)
         d, left = search.newton_step(best[finite], best_r[finite], finite, forcing)
         # A step whose equations were not solved is shorter than the true one by nobody knows how much.
-        known = (left <= UNSOLVED) | (norm(best_r[finite]) == 0)
+        rest = left * relative_length(best_r[finite], best[finite])
+        known = (left <= UNSOLVED) | (rest <= FLOOR[search.dtype] / 10)  # along a family of fixed points rounding is all that is left
         error[finite] = torch.where(known, relative_length(d, best[finite]), torch.inf)
     kind = torch.float32 if search.dtype in (torch.float16, torch.bfloat16) else search.dtype
     return Found(search.state(best), relative_length(best_r, best).to(kind), error.to(kind), result, steps)

@@ -1,0 +1,74 @@
+"""Small linear systems of many rows, solved directly; where one is singular, by its shortest least-squares solution."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from attractorlab import trees
+from attractorlab.dynamics.krylov import Jacobian, dtype_of, random_vectors
+from attractorlab.maps import LatentMap
+from attractorlab.types import State
+
+SINGULAR = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""Relative singular value below which a direction is held to be a null direction, by dtype of the map whose Jacobian it is."""
+
+
+def matrix_of(f: LatentMap, z: State) -> Float[Tensor, "row dim dim"]:
+    """The Jacobians at the rows of `z` in float64, entry (i, j) the derivative of number i of f(z) by number j of z.
+
+    All rows of a matrix are walked back at once through one call of the map. Where that is not possible, it is made of products, a column at a time.
+    """
+    rows, dim = trees.rows(z), trees.size(z)
+    device = next(iter(z.values())).device
+    unit = torch.eye(dim, dtype=torch.float64, device=device)
+    try:
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            leaves = {name: leaf.detach().clone().requires_grad_(True) for name, leaf in z.items()}
+            out = f(leaves)
+            given = trees.unflatten(unit.repeat_interleave(rows, 0).to(dtype_of(z)), z)
+            walked = torch.autograd.grad(
+                [out[name] for name in z],
+                list(leaves.values()),
+                [one.unflatten(0, (dim, rows)) for one in given.values()],
+                allow_unused=True,
+                is_grads_batched=True,
+            )
+        parts = [leaf.new_zeros(dim, *leaf.shape) if one is None else one for leaf, one in zip(z.values(), walked, strict=True)]
+        return torch.cat([one.flatten(2) for one in parts], dim=2).to(torch.float64).transpose(0, 1)
+    except RuntimeError:  # an operation without a reverse mode or a batched one
+        product, at = Jacobian(f, z).at(torch.arange(rows)), torch.arange(rows)
+        return torch.stack([product(one.expand(rows, -1), at) for one in unit], dim=2)
+
+
+def solve(
+    a: Float[Tensor, "row dim dim"], b: Float[Tensor, "row dim"], *, singular: float
+) -> tuple[Float[Tensor, "row dim"], Float[Tensor, " row"]]:
+    """The x with A x = b row by row, and the relative residual it leaves; NaN where A or b is not finite.
+
+    A matrix with a singular value below `singular` times its norm is met by least squares without those directions. It is noticed by a right-hand side of random numbers, whose
+    solution is then long.
+    """
+    size, norm = torch.linalg.vector_norm(b, dim=1), torch.linalg.vector_norm(a, dim=(1, 2))
+    finite = size.isfinite() & norm.isfinite()
+    if not bool(finite.all()):
+        a = torch.where(finite[:, None, None], a, torch.eye(b.shape[1], dtype=b.dtype, device=b.device))
+        b = torch.where(finite[:, None], b, 0)
+    probe = random_vectors(1, b.shape[1], seed=0).to(b)
+    both, info = torch.linalg.solve_ex(a, torch.stack([b, (probe / probe.norm()).expand_as(b)], dim=2))
+    near = (info != 0) | ~(torch.linalg.vector_norm(both[:, :, 1], dim=1) * norm < 1 / singular)
+    near &= finite
+    x, left = torch.where(finite[:, None], both[:, :, 0], torch.nan), torch.where(finite, 0.0, torch.nan).to(b)
+    if bool(near.any()):
+        x[near] = _shortest(a[near], b[near], singular)
+        rest = torch.bmm(a[near], x[near][:, :, None])[:, :, 0] - b[near]
+        left[near] = torch.linalg.vector_norm(rest, dim=1) / torch.where(size > 0, size, 1)[near]
+    return x, left
+
+
+def _shortest(a: Tensor, b: Tensor, singular: float) -> Float[Tensor, "row dim"]:
+    """The shortest least-squares solution, singular values below `singular` times the largest held to be 0."""
+    u, s, vh = torch.linalg.svd(a)
+    kept = s > singular * s[:, :1]
+    inside = torch.where(kept, torch.einsum("rij,ri->rj", u, b) / torch.where(kept, s, 1), 0)
+    return torch.einsum("rj,rjk->rk", inside, vh)
