@@ -1,7 +1,9 @@
 """by_newton_krylov: Newton's method with its linear systems solved in Krylov spaces."""
 
+from collections.abc import Callable
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attractorlab import trees
@@ -40,43 +42,48 @@ class _Newton:
     def step(self, x: Tensor, r: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         d, _ = self.search.newton_step(x, r, rows, self.forcing)
         broken = ~torch.isfinite(d).all(1)
-        new, new_r = _search_line(self.search, x, r, torch.where(broken[:, None], 0, d), rows, self.forcing)
+        slack = 1 - self.forcing
+        new, new_r = search_line(self.search, x, r, torch.where(broken[:, None], 0, d), rows, lambda at, y, v: norm(v).log(), slack=slack, ticks=True)
         new_r[broken] = torch.nan  # the map is finite here and its Jacobian is not
         self.forcing = _next_forcing(self.forcing, norm(new_r) / norm(r), self.tol / relative_length(new_r, new))
         return new, new_r
 
 
-def _search_line(search: Search, x: Tensor, r: Tensor, d: Tensor, rows: Tensor, forcing: Tensor) -> tuple[Tensor, Tensor]:
-    """Along each row's `d`: the first of 1, 1/2, 1/4, ... that lowers the residual enough (Armijo); or else one tick of the map, or the whole step."""
+Merit = Callable[[Int[Tensor, " row"], Float[Tensor, "row dim"], Float[Tensor, "row dim"]], Float[Tensor, " row"]]
+"""From the numbers of rows, states and residuals: the logarithm of what a step is to lower."""
+
+
+def search_line(
+    search: Search, x: Tensor, r: Tensor, d: Tensor, rows: Tensor, merit: Merit, *, slack: Tensor, ticks: bool
+) -> tuple[Float[Tensor, "row dim"], Float[Tensor, "row dim"]]:
+    """Along each row's `d`: the first of 1, 1/2, 1/4, ... that lowers the merit enough (Armijo, `slack` of a row being what its step promises).
+
+    Where none does: with `ticks`, one tick of the map if it lowers the merit; otherwise the whole step.
+    """
     longest = LONGEST_STEP * torch.stack([norm(x), norm(x + r), torch.ones_like(norm(x))]).amax(0)
     d = d * (longest / norm(d).clamp(min=1e-300)).clamp(max=1)[:, None]
+    before = merit(rows, x, r)
     new = search.round(x + d)
     new_r = search.residual(new, rows)
-    open_ = _too_long(new_r, r, 1.0, forcing).nonzero().squeeze(1).cpu()
     whole, whole_r = new.clone(), new_r.clone()
-    t = 1.0
+    t, open_ = 1.0, (~(merit(rows, new, new_r) <= before + torch.log1p(-1e-4 * slack))).nonzero().squeeze(1).cpu()
     for _ in range(HALVINGS):
         if not len(open_):
             return new, new_r
         t /= 2
         trial = search.round(x[open_] + t * d[open_])
         trial_r = search.residual(trial, rows[open_])
-        long = _too_long(trial_r, r[open_], t, forcing[open_])
-        done = open_[~long.cpu()]
-        new[done], new_r[done] = trial[~long], trial_r[~long]
-        open_ = open_[long.cpu()]
-    if len(open_):
+        enough = merit(rows[open_], trial, trial_r) <= before[open_] + torch.log1p(-1e-4 * t * slack[open_])
+        done = open_[enough.cpu()]
+        new[done], new_r[done] = trial[enough], trial_r[enough]
+        open_ = open_[~enough.cpu()]
+    new[open_], new_r[open_] = whole[open_], whole_r[open_]
+    if ticks and len(open_):
         tick = search.round(x[open_] + r[open_])
         tick_r = search.residual(tick, rows[open_])
-        lower = (norm(tick_r) < norm(r[open_])) | ~whole_r[open_].isfinite().all(1)
-        new[open_] = torch.where(lower[:, None], tick, whole[open_])
-        new_r[open_] = torch.where(lower[:, None], tick_r, whole_r[open_])
+        lower = (merit(rows[open_], tick, tick_r) < before[open_]) | ~whole_r[open_].isfinite().all(1)
+        new[open_[lower.cpu()]], new_r[open_[lower.cpu()]] = tick[lower], tick_r[lower]
     return new, new_r
-
-
-def _too_long(new_r: Tensor, r: Tensor, t: float, forcing: Tensor) -> Bool[Tensor, " row"]:
-    """Where `t` times the step does not lower the residual enough."""
-    return ~(norm(new_r) <= (1 - 1e-4 * t * (1 - forcing)) * norm(r))
 
 
 def _next_forcing(forcing: Tensor, ratio: Tensor, needed: Tensor) -> Float[Tensor, " row"]:
