@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "attractorlab.types": (
         "BasinEstimate BasinSlice Convergence Drive Finding FixedPointSet Floquet Instance LyapunovEstimate NonNormality NotConvergedError Origin "
+        "PeriodicOrbitSet "
         "ProbeFit Projection Report Result "
         "ScalingGrid Spectrum State Trajectory"
     ),
@@ -22,6 +23,9 @@ _WHERE = {
     "attractorlab.dynamics.orbits": "settle",
     "attractorlab.dynamics.convergence": "convergence",
     "attractorlab.dynamics.fixed_points": "by_iteration distinct find_fixed_points",
+    "attractorlab.dynamics.deflation": "by_deflation enumerate_fixed_points",
+    "attractorlab.dynamics.starting": "starts_from",
+    "attractorlab.dynamics.periodic": "distinct_orbits find_periodic_orbits",
     "attractorlab.dynamics.newton": "by_newton_krylov",
     "attractorlab.dynamics.quasi_newton": "by_anderson by_broyden",
     "attractorlab.dynamics.minimisation": "by_gauss_newton by_minimisation",

@@ -3,6 +3,7 @@
 from attractorlab.types.base import Drive, HasRows, Origin, Result, State, dims_of
 from attractorlab.types.basins import BasinEstimate, BasinSlice
 from attractorlab.types.findings import Finding, Report
+from attractorlab.types.orbits import PeriodicOrbitSet
 from attractorlab.types.points import FixedPointSet, Floquet, LyapunovEstimate, NonNormality, NotConvergedError, Spectrum
 from attractorlab.types.runs import Convergence, Instance, ProbeFit, Projection, ScalingGrid, Trajectory
 
@@ -20,6 +21,7 @@ __all__ = [
     "NonNormality",
     "NotConvergedError",
     "Origin",
+    "PeriodicOrbitSet",
     "ProbeFit",
     "Projection",
     "Report",
