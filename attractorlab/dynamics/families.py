@@ -15,15 +15,15 @@ from attractorlab.maps import LatentMap, relative
 from attractorlab.types import FixedPointSet, Result
 
 PROBES = 3  # random disturbances of a point that are first looked at; twice as many where all of them stay
-POLISH_STEPS = 60  # Newton's method comes down to a degenerate point by a constant factor a step
+POLISH_STEPS = 12  # Newton's method comes down to a family in a few; what takes more is no sign of one
 DISTURBED = {torch.float64: 0.02, torch.float32: 0.05}  # length of a disturbance, relative to the largest point of the instance
 STAYED = 0.3  # of its length: the least part of a disturbance along a family that is left after polishing
 STRETCHED = 2.0  # and the most
-BETWEEN, OFF = 5, 0.08  # points of a chord that are polished, and how far off it they may come to lie, relative to its length
+PARTS, OFF = 6, 0.08  # of a step: after each it is polished, and what comes out may lie so far off the line between its ends, relative to its length
 UNCERTAIN = 1e4  # times its estimated error, a point is at least so large: only then can a disturbance be told from the error
 STRIDE, SHORTEST, LONGEST = 0.2, 0.004, 0.35  # steps along a family, relative to the largest point of the instance
-STEPS, ASTRAY = 60, 4.0  # along a family from one point towards another, and how much further than before it may lead away, relative likewise
-FRUITLESS = 4  # rounds in a row, of trying to join each family with the nearest that it was not tried with, that may be in vain
+STEPS, PATIENCE = 60, 10  # along a family from one point towards another, and how many of them in a row may lead no nearer to it
+PAIRS = 500  # of families that are tried at once
 
 
 class Families(NamedTuple):
@@ -108,14 +108,17 @@ class _Walker:
         found = by_newton_krylov(self.f.take(self.row[at]), trees.unflatten(x.to(self.dtype), self.like), tol=10 * FLOOR[self.dtype], max_steps=POLISH_STEPS)
         return trees.flatten(found.states).to(torch.float64), (found.result == Result.CONVERGED.code).to(self.device)
 
-    def bridged(self, at: Int[Tensor, " row"], a: Float[Tensor, "row dim"], b: Float[Tensor, "row dim"]) -> Bool[Tensor, " row"]:
-        """Whether fixed points lie all along the chord from `a` to `b`."""
-        share = torch.arange(1, BETWEEN + 1).to(a) / (BETWEEN + 1)
-        chord = (a[:, None] + share[:, None] * (b - a)[:, None]).flatten(0, 1)
-        end, fixed = self.polish(at.repeat_interleave(BETWEEN), chord)
-        off = torch.linalg.vector_norm(end - chord, dim=1).unflatten(0, (len(a), BETWEEN))
-        near = off <= OFF * torch.linalg.vector_norm(b - a, dim=1)[:, None]
-        return (near & fixed.unflatten(0, (len(a), BETWEEN))).all(1)
+    def step(self, at: Int[Tensor, " row"], x: Float[Tensor, "row dim"], v: Float[Tensor, "row dim"]) -> tuple[Float[Tensor, "row dim"], Bool[Tensor, " row"]]:
+        """The polished end of a step by `v`, and whether it leads along fixed points: what the parts of the step are polished to lies along the line to its end."""
+        share = (torch.arange(1, PARTS + 1).to(x) / PARTS)[:, None]
+        end, fixed = self.polish(at.repeat_interleave(PARTS), (x[:, None] + share * v[:, None]).flatten(0, 1))
+        ends = end.unflatten(0, (len(x), PARTS))
+        moved = ends[:, -1] - x
+        length = torch.linalg.vector_norm(moved, dim=1)
+        off = torch.linalg.vector_norm(ends - x[:, None] - share * moved[:, None], dim=2)
+        part = length / torch.linalg.vector_norm(v, dim=1).clamp(min=1e-300)
+        along = (off <= OFF * length[:, None]).all(1) & fixed.unflatten(0, (len(x), PARTS)).all(1)
+        return ends[:, -1], along & (part > STAYED) & (part < STRETCHED)
 
     def dimensions(self) -> tuple[Int[Tensor, " point"], Float[Tensor, "point dim"]]:
         """How many independent directions from each point lead along fixed points, and one of them."""
@@ -149,83 +152,77 @@ class _Walker:
         """What polishing leaves of disturbances of length `size`, and whether that leads along fixed points."""
         probes = directions.shape[1]
         every = at.repeat_interleave(probes)
-        end, fixed = self.polish(every, self.x[every] + (size[:, None, None] * directions).flatten(0, 1))
-        left = (end - self.x[every]) * fixed[:, None]
-        part = torch.linalg.vector_norm(left, dim=1) / size.repeat_interleave(probes)
-        stayed = (part > STAYED) & (part < STRETCHED)
-        asked = stayed.nonzero().squeeze(1).cpu()
-        if len(asked):
-            stayed[asked] = self.bridged(every[asked], self.x[every[asked]], end[asked])
-        return left.unflatten(0, (len(at), probes)), stayed.unflatten(0, (len(at), probes))
+        end, along = self.step(every, self.x[every], (size[:, None, None] * directions).flatten(0, 1))
+        left = (end - self.x[every]).nan_to_num(0)
+        return left.unflatten(0, (len(at), probes)), along.unflatten(0, (len(at), probes))
 
     def groups(self, dimension: Int[Tensor, " point"], tangent: Float[Tensor, "point dim"]) -> Int[Tensor, " point"]:
         """A number for each family: those are joined between whose nearest points a walk leads."""
         n = len(self.x)
-        group, fruitless = torch.arange(n), 0
+        group = torch.arange(n)
         same = (self.instance[:, None] == self.instance[None]) & (dimension[:, None] == dimension[None]) & (dimension > 0)[:, None]
         apart = torch.cdist(self.x, self.x).cpu()
         tried = torch.zeros(n, n, dtype=torch.bool)  # by groups
-        while fruitless < FRUITLESS:
-            open_ = same & (group[:, None] != group[None]) & ~tried[group][:, group]
-            nearest, partner = torch.where(open_, apart, torch.inf).min(1) if n else (apart.new_zeros(0), group)
-            pairs = set()
-            for one in torch.unique(group[nearest.isfinite()]).tolist():
-                i = int(torch.where(group == one, nearest, torch.inf).argmin())
-                pairs.add((min(i, int(partner[i])), max(i, int(partner[i]))))
+        first = True
+        while True:
+            # First of each family and the nearest other, then of all that are left.
+            pairs = _nearest(torch.where(same & (group[:, None] != group[None]) & ~tried[group][:, group], apart, torch.inf), group, every=not first)
             if not pairs:
                 break
             a, b = torch.tensor(sorted(pairs)).T
             joined = self._connected(a, b, tangent[a])
-            fruitless = 0 if bool(joined.any()) else fruitless + 1
+            first = bool(joined.any())
             tried[group[a], group[b]] = tried[group[b], group[a]] = True
             for i, j in zip(a[joined].tolist(), b[joined].tolist(), strict=True):
                 old, new = int(group[j]), int(group[i])
                 group[group == old] = new
                 tried[new] = tried[new] | tried[old]
                 tried[:, new] = tried[:, new] | tried[:, old]
-                tried[new, new] = False
         return torch.unique(group, return_inverse=True)[1]
 
     def _connected(self, a: Int[Tensor, " pair"], b: Int[Tensor, " pair"], along: Float[Tensor, "pair dim"]) -> Bool[Tensor, " pair"]:
         """Whether a walk along fixed points leads from the points numbered `a` to those numbered `b`: straight on where it can, else the way it was going."""
         joined = torch.zeros(len(a), dtype=torch.bool)
         open_, x, goal, scale = torch.arange(len(a)), self.x[a], self.x[b], self.scale[a]
-        stride, near, nearest = STRIDE * scale, torch.full_like(scale, torch.inf), x.clone()
-        left = torch.zeros_like(scale, dtype=torch.bool)
+        stride, near, patience = STRIDE * scale, torch.full_like(scale, torch.inf), torch.full(scale.shape, PATIENCE, device=self.device)
+        most, went = LONGEST * scale, torch.ones_like(scale, dtype=torch.bool)
+        refused = torch.full_like(scale, torch.inf)  # the distance from which the goal could not be reached in one step
         for _ in range(STEPS):
             gap = torch.linalg.vector_norm(goal - x, dim=1)
-            # Round a closed curve once: back near the point that was nearest to the goal, having been away from it.
-            back = torch.linalg.vector_norm(x - nearest, dim=1)
-            closer = gap < near
-            near, nearest = torch.where(closer, gap, near), torch.where(closer[:, None], x, nearest)
-            left = (left | (back > 2 * stride)) & ~closer
-            lost = (left & (back < stride)) | (stride < SHORTEST * scale) | (gap > near + ASTRAY * scale)
+            patience = torch.where(gap < near, PATIENCE, patience - went.to(patience))
+            near = gap.minimum(near)
+            lost = (patience < 0) | (stride < SHORTEST * scale)
             there = torch.zeros_like(lost)
-            close = ((gap <= stride) & ~lost).nonzero().squeeze(1)
+            close = ((gap <= LONGEST * scale) & (gap < refused / 2) & ~lost).nonzero().squeeze(1)
             if len(close):
-                there[close] = self.bridged(a[open_[close.cpu()]], x[close], goal[close])
-                stride[close] /= 2
+                there[close] = self.step(a[open_[close.cpu()]], x[close], goal[close] - x[close])[1]
+                refused[close] = gap[close]
                 joined[open_[there.cpu()]] = True
             stay = ~(there | lost)
             if not bool(stay.any()):
                 break
             open_, x, goal, scale, stride, along = open_[stay.cpu()], x[stay], goal[stay], scale[stay], stride[stay], along[stay]
-            near, nearest, left, gap = near[stay], nearest[stay], left[stay], gap[stay]
-            new, went = self._step(a[open_], x, (goal - x) / gap.clamp(min=1e-300)[:, None], along, stride)
-            moved = new - x
+            near, patience, gap, refused, most = near[stay], patience[stay], gap[stay], refused[stay], most[stay]
+            ways = torch.cat([(goal - x) / gap.clamp(min=1e-300)[:, None], along])
+            ends, good = self.step(a[open_].repeat(2), x.repeat(2, 1), stride.repeat(2)[:, None] * ways)
+            straight, went = good[: len(x)], good[: len(x)] | good[len(x) :]
+            moved = torch.where(straight[:, None], ends[: len(x)], ends[len(x) :]) - x
             along = torch.where(went[:, None], moved / torch.linalg.vector_norm(moved, dim=1).clamp(min=1e-300)[:, None], along)
-            x = torch.where(went[:, None], new, x)
-            stride = torch.where(went, (1.5 * stride).minimum(LONGEST * scale), stride / 2)
+            x = torch.where(went[:, None], x + moved, x)
+            most = torch.where(went, most, stride / 2)  # a stride that was too long once is not tried again
+            stride = (1.5 * stride).minimum(most)
         return joined
 
-    def _step(self, at: Tensor, x: Tensor, first: Tensor, second: Tensor, stride: Tensor) -> tuple[Float[Tensor, "row dim"], Bool[Tensor, " row"]]:
-        """A step in the first direction, or else the second, that leads along fixed points; and whether there is one."""
-        both, twice, steps = torch.cat([at, at]), torch.cat([x, x]), torch.cat([stride, stride])
-        new, fixed = self.polish(both, twice + steps[:, None] * torch.cat([first, second]))
-        part = torch.linalg.vector_norm(new - twice, dim=1) / steps
-        went = fixed & (part > STAYED) & (part < STRETCHED)
-        asked = went.nonzero().squeeze(1).cpu()
-        if len(asked):
-            went[asked] = self.bridged(both[asked], twice[asked], new[asked])
-        n = len(at)
-        return torch.where(went[:n, None], new[:n], new[n:]), went[:n] | went[n:]
+
+def _nearest(apart: Float[Tensor, "point point"], group: Int[Tensor, " point"], *, every: bool) -> list[tuple[int, int]]:
+    """The nearest points of two groups, infinite distances left out: of `every` two, or of each and the one nearest to it."""
+    i, j = apart.isfinite().triu().nonzero().T
+    order = apart[i, j].argsort(stable=True)
+    found: dict[tuple[int, int], tuple[int, int]] = {}
+    met: set[int] = set()
+    for one, other in zip(i[order].tolist(), j[order].tolist(), strict=True):
+        a, b = sorted((int(group[one]), int(group[other])))
+        if (a, b) not in found and (every or not {a, b} <= met):
+            found[a, b] = (one, other)
+            met |= {a, b}
+    return list(found.values())[:PAIRS]
