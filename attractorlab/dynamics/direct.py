@@ -10,6 +10,7 @@ from attractorlab.dynamics.krylov import Jacobian, dtype_of, random_vectors
 from attractorlab.maps import LatentMap
 from attractorlab.types import State
 
+SMALL = 1e-5  # relative singular value below which a direction is looked at more closely
 SINGULAR = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Relative singular value below which a direction is held to be a null direction, by dtype of the map whose Jacobian it is."""
 
@@ -42,12 +43,12 @@ def matrix_of(f: LatentMap, z: State) -> Float[Tensor, "row dim dim"]:
 
 
 def solve(
-    a: Float[Tensor, "row dim dim"], b: Float[Tensor, "row dim"], *, singular: float
+    a: Float[Tensor, "row dim dim"], b: Float[Tensor, "row dim"], *, singular: float, rounding: Float[Tensor, " row"]
 ) -> tuple[Float[Tensor, "row dim"], Float[Tensor, " row"]]:
     """The x with A x = b row by row, and the relative residual it leaves; NaN where A or b is not finite.
 
-    A matrix with a singular value below `singular` times its norm is met by least squares without those directions. It is noticed by a right-hand side of random numbers, whose
-    solution is then long.
+    A matrix that is nearly singular is met by least squares without the directions of singular values below `singular` times the largest, and without those of small ones
+    along which b is no more than `rounding`: there x would be rounding, made large. It is noticed by a right-hand side of random numbers, whose solution is then long.
     """
     size, norm = torch.linalg.vector_norm(b, dim=1), torch.linalg.vector_norm(a, dim=(1, 2))
     finite = size.isfinite() & norm.isfinite()
@@ -56,19 +57,19 @@ def solve(
         b = torch.where(finite[:, None], b, 0)
     probe = random_vectors(1, b.shape[1], seed=0).to(b)
     both, info = torch.linalg.solve_ex(a, torch.stack([b, (probe / probe.norm()).expand_as(b)], dim=2))
-    near = (info != 0) | ~(torch.linalg.vector_norm(both[:, :, 1], dim=1) * norm < 1 / singular)
+    near = (info != 0) | ~(torch.linalg.vector_norm(both[:, :, 1], dim=1) * norm < 1 / SMALL)
     near &= finite
     x, left = torch.where(finite[:, None], both[:, :, 0], torch.nan), torch.where(finite, 0.0, torch.nan).to(b)
     if bool(near.any()):
-        x[near] = _shortest(a[near], b[near], singular)
+        x[near] = _shortest(a[near], b[near], singular, rounding[near])
         rest = torch.bmm(a[near], x[near][:, :, None])[:, :, 0] - b[near]
         left[near] = torch.linalg.vector_norm(rest, dim=1) / torch.where(size > 0, size, 1)[near]
     return x, left
 
 
-def _shortest(a: Tensor, b: Tensor, singular: float) -> Float[Tensor, "row dim"]:
-    """The shortest least-squares solution, singular values below `singular` times the largest held to be 0."""
+def _shortest(a: Tensor, b: Tensor, singular: float, rounding: Tensor) -> Float[Tensor, "row dim"]:
+    """The shortest least-squares solution without the directions that `solve` leaves out."""
     u, s, vh = torch.linalg.svd(a)
-    kept = s > singular * s[:, :1]
-    inside = torch.where(kept, torch.einsum("rij,ri->rj", u, b) / torch.where(kept, s, 1), 0)
-    return torch.einsum("rj,rjk->rk", inside, vh)
+    inside = torch.einsum("rij,ri->rj", u, b)
+    kept = (s > singular * s[:, :1]) & ((s > SMALL * s[:, :1]) | (inside.abs() > rounding[:, None]))
+    return torch.einsum("rj,rjk->rk", torch.where(kept, inside / torch.where(kept, s, 1), 0), vh)

@@ -22,7 +22,7 @@ STRETCHED = 2.0  # and the most
 PARTS, OFF = 6, 0.08  # of a step: after each it is polished, and what comes out may lie so far off the line between its ends, relative to its length
 UNCERTAIN = 1e4  # times its estimated error, a point is at least so large: only then can a disturbance be told from the error
 STRIDE, SHORTEST, LONGEST = 0.2, 0.004, 0.35  # steps along a family, relative to the largest point of the instance
-STEPS, PATIENCE = 60, 10  # along a family from one point towards another, and how many of them in a row may lead no nearer to it
+STEPS, PATIENCE = 60, 12  # along a family from one point towards another, and how many of them in a row may lead no nearer to it
 PAIRS = 500  # of families that are tried at once
 
 
@@ -185,6 +185,7 @@ class _Walker:
         joined = torch.zeros(len(a), dtype=torch.bool)
         open_, x, goal, scale = torch.arange(len(a)), self.x[a], self.x[b], self.scale[a]
         stride, near, patience = STRIDE * scale, torch.full_like(scale, torch.inf), torch.full(scale.shape, PATIENCE, device=self.device)
+        along = torch.where(((goal - x) * along).sum(1, keepdim=True) < 0, -along, along)
         most, went = LONGEST * scale, torch.ones_like(scale, dtype=torch.bool)
         refused = torch.full_like(scale, torch.inf)  # the distance from which the goal could not be reached in one step
         for _ in range(STEPS):

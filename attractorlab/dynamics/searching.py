@@ -66,7 +66,7 @@ class Search:
         if x.shape[1] <= DIRECT:
             matrix = direct.matrix_of(self.f.take(rows), self.state(x))
             matrix.diagonal(dim1=1, dim2=2).sub_(1)
-            return direct.solve(matrix, -r, singular=direct.SINGULAR[self.dtype])
+            return direct.solve(matrix, -r, singular=direct.SINGULAR[self.dtype], rounding=FLOOR[self.dtype] / 10 * norm(x))
         product = self.jacobian(x, rows)
         return gmres(lambda v, at: product(v, at) - v, -r, tol=forcing, cap=GMRES_CAP, noise=NOISE[self.dtype])
 
