@@ -24,6 +24,8 @@ _WHERE = {
     "attractorlab.dynamics.convergence": "convergence",
     "attractorlab.dynamics.fixed_points": "by_iteration distinct find_fixed_points",
     "attractorlab.dynamics.deflation": "by_deflation enumerate_fixed_points",
+    "attractorlab.dynamics.families": "families",
+    "attractorlab.dynamics.grading": "grade",
     "attractorlab.dynamics.starting": "starts_from",
     "attractorlab.dynamics.periodic": "distinct_orbits find_periodic_orbits",
     "attractorlab.dynamics.newton": "by_newton_krylov",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -149,7 +149,7 @@ def _noisy(z: State, scale: float, generator: torch.Generator) -> State:
 
 def _joined(parts: Sequence[FixedPointSet]) -> FixedPointSet:
     """Points of one search, one set after the other."""
-    fields = {name: torch.cat([getattr(part, name) for part in parts]) for name in dims_of(FixedPointSet) if name != "states"}
+    fields: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in dims_of(FixedPointSet) if name != "states"}
     return replace(parts[0], states=trees.cat([part.states for part in parts]), **fields)
 
 

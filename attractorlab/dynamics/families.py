@@ -55,6 +55,7 @@ def families(f: LatentMap, points: FixedPointSet, *, tol: float | None = None) -
         ValueError: If `tol` is left out and the method that found the points estimated no errors, or the map is in another dtype than float64 or float32.
 
     Example:
+        >>> from attractorlab.dynamics.fixed_points import find_fixed_points
         >>> def turned(z, x):  # every angle is kept, every radius goes to 1
         ...     return {"z": z["z"] / z["z"].norm(dim=1, keepdim=True) ** 0.5}
         >>> f = LatentMap(turned, {})
