@@ -27,16 +27,17 @@ def matrix_of(f: LatentMap, z: State) -> Float[Tensor, "row dim dim"]:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             leaves = {name: leaf.detach().clone().requires_grad_(True) for name, leaf in z.items()}
             out = f(leaves)
-            given = trees.unflatten(unit.repeat_interleave(rows, 0).to(dtype_of(z)), z)
+            given = trees.unflatten(unit.to(dtype_of(z)), z)
             walked = torch.autograd.grad(
                 [out[name] for name in z],
                 list(leaves.values()),
-                [one.unflatten(0, (dim, rows)) for one in given.values()],
+                [one[:, None].expand(dim, rows, *one.shape[1:]) for one in given.values()],
                 allow_unused=True,
                 is_grads_batched=True,
             )
         parts = [leaf.new_zeros(dim, *leaf.shape) if one is None else one for leaf, one in zip(z.values(), walked, strict=True)]
-        return torch.cat([one.flatten(2) for one in parts], dim=2).to(torch.float64).transpose(0, 1)
+        whole = parts[0].flatten(2) if len(parts) == 1 else torch.cat([one.flatten(2) for one in parts], dim=2)
+        return whole.to(torch.float64).transpose(0, 1).contiguous()
     except RuntimeError:  # an operation without a reverse mode or a batched one
         product, at = Jacobian(f, z).at(torch.arange(rows)), torch.arange(rows)
         return torch.stack([product(one.expand(rows, -1), at) for one in unit], dim=2)
@@ -56,7 +57,8 @@ def solve(
         a = torch.where(finite[:, None, None], a, torch.eye(b.shape[1], dtype=b.dtype, device=b.device))
         b = torch.where(finite[:, None], b, 0)
     probe = random_vectors(1, b.shape[1], seed=0).to(b)
-    both, info = torch.linalg.solve_ex(a, torch.stack([b, (probe / probe.norm()).expand_as(b)], dim=2))
+    lu, pivots, info = torch.linalg.lu_factor_ex(a.mT)  # LAPACK goes by columns: the transpose is factored without turning it round
+    both = torch.linalg.lu_solve(lu, pivots, torch.stack([b, (probe / probe.norm()).expand_as(b)], dim=2), adjoint=True)
     near = (info != 0) | ~(torch.linalg.vector_norm(both[:, :, 1], dim=1) * norm < 1 / SMALL)
     near &= finite
     x, left = torch.where(finite[:, None], both[:, :, 0], torch.nan), torch.where(finite, 0.0, torch.nan).to(b)
