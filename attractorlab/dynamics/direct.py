@@ -1,7 +1,7 @@
 """Small linear systems of many rows, solved directly; where one is singular, by its shortest least-squares solution."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -43,10 +43,28 @@ def matrix_of(f: LatentMap, z: State) -> Float[Tensor, "row dim dim"]:
         return torch.stack([product(one.expand(rows, -1), at) for one in unit], dim=2)
 
 
+class Factors:
+    """The factored matrices of so many rows, for further right-hand sides; `there` says which are known and far from singular."""
+
+    def __init__(self, rows: int, like: Float[Tensor, "row dim"]) -> None:
+        dim = like.shape[1]
+        self.lu = like.new_empty(rows, dim, dim)
+        self.pivots = torch.empty(rows, dim, dtype=torch.int32, device=like.device)
+        self.there = torch.zeros(rows, dtype=torch.bool, device=like.device)
+
+    def keep(self, rows: Int[Tensor, " row"], lu: Float[Tensor, "row dim dim"], pivots: Int[Tensor, "row dim"], sound: Bool[Tensor, " row"]) -> None:
+        """Take in the factors of the rows numbered `rows`."""
+        self.lu[rows], self.pivots[rows], self.there[rows] = lu.mT, pivots, sound
+
+    def solve(self, rows: Int[Tensor, " row"], b: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+        """The x with A x = b for the matrices numbered `rows`."""
+        return torch.linalg.lu_solve(self.lu[rows].mT, self.pivots[rows], b[:, :, None], adjoint=True)[:, :, 0]
+
+
 def solve(
     a: Float[Tensor, "row dim dim"], b: Float[Tensor, "row dim"], *, singular: float, rounding: Float[Tensor, " row"]
-) -> tuple[Float[Tensor, "row dim"], Float[Tensor, " row"]]:
-    """The x with A x = b row by row, and the relative residual it leaves; NaN where A or b is not finite.
+) -> tuple[Float[Tensor, "row dim"], Float[Tensor, " row"], tuple[Tensor, Tensor, Bool[Tensor, " row"]]]:
+    """The x with A x = b row by row, the relative residual it leaves, and the factors, with which of them are sound; NaN where A or b is not finite.
 
     A matrix that is nearly singular is met by least squares without the directions of singular values below `singular` times the largest, and without those of small ones
     along which b is no more than `rounding`: there x would be rounding, made large. It is noticed by a right-hand side of random numbers, whose solution is then long.
@@ -66,7 +84,7 @@ def solve(
         x[near] = _shortest(a[near], b[near], singular, rounding[near])
         rest = torch.bmm(a[near], x[near][:, :, None])[:, :, 0] - b[near]
         left[near] = torch.linalg.vector_norm(rest, dim=1) / torch.where(size > 0, size, 1)[near]
-    return x, left
+    return x, left, (lu, pivots, finite & ~near)
 
 
 def _shortest(a: Tensor, b: Tensor, singular: float, rounding: Tensor) -> Float[Tensor, "row dim"]:

@@ -13,6 +13,8 @@ from attractorlab.types import State
 
 FIRST_FORCING, LARGEST_FORCING = 0.1, 0.5
 HALVINGS = 4  # of a Newton step that does not lower the residual: shorter steps creep into minima of it that are no fixed points
+STEADY = 1e-3  # part of the residual that a step leaves, below which its Jacobian is good to two digits at its end
+AGAIN = 0.02  # of the tolerance: what a further step with the same Jacobian has to promise
 LONGEST_STEP = 100  # times the larger of ‖z‖, ‖f(z)‖ and 1
 
 
@@ -35,17 +37,22 @@ class _Newton:
     def __init__(self, search: Search, x: Tensor, tol: float) -> None:
         self.search, self.tol = search, tol
         self.forcing = torch.full_like(x[:, 0], FIRST_FORCING)
+        self.again = torch.zeros_like(x[:, 0], dtype=torch.bool)
 
     def keep(self, stay: Tensor) -> None:
-        self.forcing = self.forcing[stay]
+        self.forcing, self.again = self.forcing[stay], self.again[stay]
 
     def step(self, x: Tensor, r: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        d, _ = self.search.newton_step(x, r, rows, self.forcing)
+        d, _ = self.search.newton_step(x, r, rows, self.forcing, again=self.again)
         broken = ~torch.isfinite(d).all(1)
         slack = 1 - self.forcing
         new, new_r = search_line(self.search, x, r, torch.where(broken[:, None], 0, d), rows, lambda at, y, v: norm(v).log(), slack=slack, ticks=True)
         new_r[broken] = torch.nan  # the map is finite here and its Jacobian is not
-        self.forcing = _next_forcing(self.forcing, norm(new_r) / norm(r), self.tol / relative_length(new_r, new))
+        ratio, size = norm(new_r) / norm(r), relative_length(new_r, new)
+        self.forcing = _next_forcing(self.forcing, ratio, self.tol / size)
+        # With the same Jacobian the next step gains about what this one did: where that is enough, no new one is formed.
+        self.search.steady[rows] = (ratio < STEADY).cpu()
+        self.again = ~self.again & (ratio * size < AGAIN * self.tol)
         return new, new_r
 
 

@@ -45,6 +45,8 @@ class Search:
 
     def __init__(self, f: LatentMap, z: State) -> None:
         self.f, self.like, self.dtype = f, z, dtype_of(z)
+        self.factors: direct.Factors | None = None
+        self.steady = torch.zeros(trees.rows(z), dtype=torch.bool)  # rows whose last Newton step left so little that their Jacobian cannot have changed much
 
     def state(self, x: Float[Tensor, "row dim"]) -> State:
         return trees.unflatten(x.to(self.dtype), self.like)
@@ -61,14 +63,28 @@ class Search:
         """Products with J, or its transpose, at each row of `x`."""
         return Jacobian(self.f.take(rows), self.state(x), transposed=transposed).at(torch.arange(len(rows)))
 
-    def newton_step(self, x: Tensor, r: Tensor, rows: Tensor, forcing: Tensor) -> tuple[Float[Tensor, "row dim"], Float[Tensor, " row"]]:
-        """d with (J − I) d = −r, to a relative residual of `forcing` or less, and the relative residual that was reached."""
-        if x.shape[1] <= DIRECT:
-            matrix = direct.matrix_of(self.f.take(rows), self.state(x))
+    def newton_step(
+        self, x: Tensor, r: Tensor, rows: Tensor, forcing: Tensor, *, again: Bool[Tensor, " row"] | None = None
+    ) -> tuple[Float[Tensor, "row dim"], Float[Tensor, " row"]]:
+        """d with (J − I) d = −r, to a relative residual of `forcing` or less, and the relative residual that was reached.
+
+        Where `again` holds, the Jacobian of the row's last step will do, if its factors are at hand.
+        """
+        if x.shape[1] > DIRECT:
+            product = self.jacobian(x, rows)
+            return gmres(lambda v, at: product(v, at) - v, -r, tol=forcing, cap=GMRES_CAP, noise=NOISE[self.dtype])
+        self.factors = self.factors or direct.Factors(trees.rows(self.like), x)
+        old = torch.zeros_like(x[:, 0], dtype=torch.bool) if again is None else self.factors.there[rows] & again
+        d, left, new = torch.zeros_like(x), torch.zeros_like(x[:, 0]), (~old).nonzero().squeeze(1).cpu()
+        if bool(old.any()):
+            d[old] = self.factors.solve(rows[old.cpu()], -r[old])
+        if len(new):
+            matrix = direct.matrix_of(self.f.take(rows[new]), self.state(x[new]))
             matrix.diagonal(dim1=1, dim2=2).sub_(1)
-            return direct.solve(matrix, -r, singular=direct.SINGULAR[self.dtype], rounding=FLOOR[self.dtype] / 10 * norm(x))
-        product = self.jacobian(x, rows)
-        return gmres(lambda v, at: product(v, at) - v, -r, tol=forcing, cap=GMRES_CAP, noise=NOISE[self.dtype])
+            rounding = FLOOR[self.dtype] / 10 * norm(x[new])
+            d[new], left[new], kept = direct.solve(matrix, -r[new], singular=direct.SINGULAR[self.dtype], rounding=rounding)
+            self.factors.keep(rows[new], *kept)
+        return d, left
 
 
 class Steps(Protocol):
@@ -135,7 +151,7 @@ def _finish(search: Search, best: Tensor, best_r: Tensor, result: Tensor, steps:
     finite = torch.isfinite(best_r).all(1).cpu().nonzero().squeeze(1)
     if errs and len(finite):
         forcing = torch.full_like(best[finite, 0], ERROR_FORCING)
-        d, left = search.newton_step(best[finite], best_r[finite], finite, forcing)
+        d, left = search.newton_step(best[finite], best_r[finite], finite, forcing, again=search.steady[finite].to(forcing.device))
         # A step whose equations were not solved is shorter than the true one by nobody knows how much.
         rest = left * relative_length(best_r[finite], best[finite])
         known = (left <= UNSOLVED) | (rest <= FLOOR[search.dtype] / 10)  # along a family of fixed points rounding is all that is left

@@ -154,12 +154,16 @@ def test_linear_systems_are_solved_and_singular_ones_by_their_shortest_solution(
     s[1, 4:] = 0
     a[1] = u[1] * s[1] @ vh[1]
     a[3, 2, 2] = torch.nan
-    x, left = direct.solve(a, b, singular=1e-10, rounding=torch.zeros(4, dtype=F64))
+    x, left, (lu, pivots, sound) = direct.solve(a, b, singular=1e-10, rounding=torch.zeros(4, dtype=F64))
     assert (torch.bmm(a[[0, 2]], x[[0, 2], :, None])[:, :, 0] - b[[0, 2]]).abs().max() < 1e-10 and (left[[0, 2]] == 0).all()
     shortest = torch.linalg.pinv(a[1], rtol=1e-10) @ b[1]
     assert (x[1] - shortest).abs().max() < 1e-9
     assert left[1].item() == pytest.approx(((a[1] @ shortest - b[1]).norm() / b[1].norm()).item(), rel=1e-6)
-    assert x[3].isnan().all() and left[3].isnan()
+    assert x[3].isnan().all() and left[3].isnan() and sound.tolist() == [True, False, True, False]
+    factors = direct.Factors(4, b)
+    factors.keep(torch.arange(4), lu, pivots, sound)
+    other = torch.randn(2, 6, generator=generator, dtype=F64)
+    assert (torch.bmm(a[[2, 0]], factors.solve(torch.tensor([2, 0]), other)[:, :, None])[:, :, 0] - other).abs().max() < 1e-10
 
 
 def contraction(size, values, generator):
