@@ -10,7 +10,6 @@ from attractorlab.dynamics.krylov import Jacobian, dtype_of, random_vectors
 from attractorlab.maps import LatentMap
 from attractorlab.types import State
 
-SMALL = 1e-5  # relative singular value below which a direction is looked at more closely
 SINGULAR = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Relative singular value below which a direction is held to be a null direction, by dtype of the map whose Jacobian it is."""
 
@@ -66,8 +65,8 @@ def solve(
 ) -> tuple[Float[Tensor, "row dim"], Float[Tensor, " row"], tuple[Tensor, Tensor, Bool[Tensor, " row"]]]:
     """The x with A x = b row by row, the relative residual it leaves, and the factors, with which of them are sound; NaN where A or b is not finite.
 
-    A matrix that is nearly singular is met by least squares without the directions of singular values below `singular` times the largest, and without those of small ones
-    along which b is no more than `rounding`: there x would be rounding, made large. It is noticed by a right-hand side of random numbers, whose solution is then long.
+    A matrix that is nearly singular is met by least squares without the directions of singular values below `singular` times the largest, and without those of small ones, below
+    its square root, along which b is no more than `rounding`: there x would be rounding, made large. It is noticed by a right-hand side of random numbers, whose solution is then long.
     """
     size, norm = torch.linalg.vector_norm(b, dim=1), torch.linalg.vector_norm(a, dim=(1, 2))
     finite = size.isfinite() & norm.isfinite()
@@ -77,7 +76,7 @@ def solve(
     probe = random_vectors(1, b.shape[1], seed=0).to(b)
     lu, pivots, info = torch.linalg.lu_factor_ex(a.mT)  # LAPACK goes by columns: the transpose is factored without turning it round
     both = torch.linalg.lu_solve(lu, pivots, torch.stack([b, (probe / probe.norm()).expand_as(b)], dim=2), adjoint=True)
-    near = (info != 0) | ~(torch.linalg.vector_norm(both[:, :, 1], dim=1) * norm < 1 / SMALL)
+    near = (info != 0) | ~(torch.linalg.vector_norm(both[:, :, 1], dim=1) * norm < singular**-0.5)
     near &= finite
     x, left = torch.where(finite[:, None], both[:, :, 0], torch.nan), torch.where(finite, 0.0, torch.nan).to(b)
     if bool(near.any()):
@@ -91,5 +90,5 @@ def _shortest(a: Tensor, b: Tensor, singular: float, rounding: Tensor) -> Float[
     """The shortest least-squares solution without the directions that `solve` leaves out."""
     u, s, vh = torch.linalg.svd(a)
     inside = torch.einsum("rij,ri->rj", u, b)
-    kept = (s > singular * s[:, :1]) & ((s > SMALL * s[:, :1]) | (inside.abs() > rounding[:, None]))
+    kept = (s > singular * s[:, :1]) & ((s > singular**0.5 * s[:, :1]) | (inside.abs() > rounding[:, None]))
     return torch.einsum("rj,rjk->rk", torch.where(kept, inside / torch.where(kept, s, 1), 0), vh)

@@ -81,7 +81,7 @@ class Search:
         if len(new):
             matrix = direct.matrix_of(self.f.take(rows[new]), self.state(x[new]))
             matrix.diagonal(dim1=1, dim2=2).sub_(1)
-            rounding = FLOOR[self.dtype] / 10 * norm(x[new])
+            rounding = max(FLOOR[self.dtype] / 10, torch.finfo(self.dtype).eps) * norm(x[new])
             d[new], left[new], kept = direct.solve(matrix, -r[new], singular=direct.SINGULAR[self.dtype], rounding=rounding)
             self.factors.keep(rows[new], *kept)
         return d, left
