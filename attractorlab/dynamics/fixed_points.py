@@ -27,7 +27,8 @@ def find_fixed_points(f: LatentMap, z: State, *, method: Solver = by_newton_kryl
     Args:
         f: The map. Its clock is copied to the result.
         z: The starts, one per row of `f`, in the dtype of the map: float64 to polish.
-        method: How to search: `by_newton_krylov`, `by_iteration`, `by_anderson`, `by_broyden`, `by_minimisation` or `by_gauss_newton`.
+        method: How to search: `by_newton_krylov`, `by_iteration`, `by_anderson`, `by_broyden`, `by_minimisation` or `by_gauss_newton`; or `by_deflation(known)`
+            for points other than those known.
         tol: Largest relative residual ‖f(z) − z‖/‖z‖ that counts as fixed.
         max_steps: Solver steps allowed per start.
 
@@ -97,7 +98,8 @@ class Distinct(NamedTuple):
 def distinct(points: FixedPointSet, *, tol: float | None = None) -> Distinct:
     """One representative for each group of converged points that are the same, instance by instance.
 
-    Two points are the same if a chain of points leads from one to the other, each nearer to the next than the tolerance.
+    Two points are the same if a chain of points leads from one to the other, each nearer to the next than the tolerance. Points on a circle or line of fixed points
+    differ: `families` tells which are on one.
 
     Args:
         points: What `find_fixed_points` found.

@@ -72,6 +72,14 @@ def test_all_fixed_points_of_separable_tanh_are_found_and_none_twice(dim, rows, 
     assert torch.bincount(found.found_in, minlength=5).equal(found.new)
 
 
+def test_in_five_dimensions_there_are_243(generator):
+    toy = toys.separable_tanh(2.0, 5)
+    found = enumerate_(toy.map, toy.starts(800, generator=generator)["z"], generator, rounds=3)
+    signs = (found.points.states["z"] / 0.957504024077).round()
+    assert len(found.points) == 243 == len(torch.unique(signs, dim=0)), found.new
+    assert (found.points.states["z"] - 0.957504024077 * signs).abs().max() < 1e-9
+
+
 def by_degree(weight, box=1.0, depth=9):
     """The fixed points of z -> tanh(Wz) in the plane, by cutting boxes that bounds on tanh cannot clear in four, then Newton's method in each that is left."""
     boxes = torch.tensor([[0.0, 0.0]], dtype=F64)

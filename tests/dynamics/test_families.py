@@ -143,6 +143,15 @@ def test_twisted_states_of_a_ring_are_circles(generator):
     assert result.labels.tolist() == [0, 1, 2, 0, 1] and result.dimension.tolist() == [1, 1, 1]
 
 
+def test_the_order_of_the_points_does_not_matter():
+    f = plain(lambda z: torch.cat([round_trip(z[:, :2]), 0.5 * z[:, 2:]], dim=1))
+    flat = torch.cat([angles(0.3, 2.0), 2 * angles(0.2, 1.1, 3.0)])
+    points = find_fixed_points(f, {"z": torch.cat([flat, 0.1 * flat[:, :1]], dim=1)}, tol=1e-12, max_steps=80).require()
+    order = torch.tensor([3, 1, 4, 0, 2])
+    whole, turned = families(f, points), families(f, points[order])
+    assert turned.labels.equal(whole.labels[order]) and turned.dimension.equal(whole.dimension)
+
+
 def test_families_are_of_one_instance(generator):
     f = LatentMap(
         lambda z, x: {"z": x["r"] * z["z"] / (x["r"] * z["z"].norm(dim=1, keepdim=True)) ** 0.5},
