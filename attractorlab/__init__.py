@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "attractorlab.types": (
         "BasinEstimate BasinSlice Branch Convergence Drive Finding FixedPointSet Floquet Instance LyapunovEstimate NonNormality NotConvergedError Origin "
+        "PeriodicOrbitSet "
         "ProbeFit Projection Report Result "
         "ScalingGrid Spectrum State Trajectory "
         "SpectralDensity TraceEstimate"
@@ -26,6 +27,11 @@ _WHERE = {
     "attractorlab.dynamics.parametric": "ParametricMap between_drives between_weights damped",
     "attractorlab.dynamics.fixed_points": "by_iteration distinct find_fixed_points",
     "attractorlab.dynamics.matching": "match_attractors",
+    "attractorlab.dynamics.deflation": "by_deflation enumerate_fixed_points",
+    "attractorlab.dynamics.families": "families",
+    "attractorlab.dynamics.grading": "grade",
+    "attractorlab.dynamics.starting": "starts_from",
+    "attractorlab.dynamics.periodic": "distinct_orbits find_periodic_orbits",
     "attractorlab.dynamics.newton": "by_newton_krylov",
     "attractorlab.dynamics.quasi_newton": "by_anderson by_broyden",
     "attractorlab.dynamics.minimisation": "by_gauss_newton by_minimisation",

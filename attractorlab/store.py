@@ -27,6 +27,7 @@ from attractorlab.types import (
     LyapunovEstimate,
     NonNormality,
     Origin,
+    PeriodicOrbitSet,
     ProbeFit,
     Projection,
     ScalingGrid,
@@ -44,7 +45,7 @@ SCHEMA = 2  # 2: a trajectory has taps, calls, edits and a continuation
 NOUNS = {
     noun.__name__: noun
     for noun in (
-        *(Instance, Trajectory, Convergence, FixedPointSet, Spectrum, Floquet, LyapunovEstimate, NonNormality),
+        *(Instance, Trajectory, Convergence, FixedPointSet, PeriodicOrbitSet, Spectrum, Floquet, LyapunovEstimate, NonNormality),
         *(BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit),
         *(TraceEstimate, SpectralDensity),
         *(Branch,),

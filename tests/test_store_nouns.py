@@ -20,6 +20,7 @@ from attractorlab.types import (
     LyapunovEstimate,
     NonNormality,
     Origin,
+    PeriodicOrbitSet,
     ProbeFit,
     Projection,
     ScalingGrid,
@@ -99,6 +100,23 @@ def points(n=3):
         tol=1e-10,
         clock="tick",
         origin=Origin(),
+    )
+
+
+def orbits(n=3):
+    return PeriodicOrbitSet(
+        states={"z_H": floats(2, n, 4, 5, dtype=torch.float64), "z_L": floats(2, n, 3, dtype=torch.float64)},
+        **{name: floats(n) for name in ("residual", "worst", "error", "moved")},
+        period=torch.arange(n),
+        result=torch.zeros(n, dtype=torch.int64),
+        steps=torch.arange(n),
+        row=torch.arange(n),
+        instance=torch.arange(n),
+        start=torch.arange(n),
+        asked=2,
+        tol=1e-10,
+        clock="tick",
+        origin=ORIGIN,
     )
 
 
@@ -307,6 +325,8 @@ EXAMPLES = {
     "convergence without targets": convergence(solved=None, first_solved=None, stays_solved=None, tol=INF),
     "fixed points": points(),
     "no fixed points": points()[:0],
+    "orbits": orbits(),
+    "no orbits": orbits()[:0],
     "spectrum": spectrum(),
     "floquet": floquet(),
     "exponents": lyapunov(),

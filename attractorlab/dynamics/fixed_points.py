@@ -1,9 +1,10 @@
 """find_fixed_points: polish starts to points that the map leaves where they are; distinct: which of them are the same."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attractorlab import trees
@@ -27,7 +28,8 @@ def find_fixed_points(f: LatentMap, z: State, *, method: Solver = by_newton_kryl
     Args:
         f: The map. Its clock is copied to the result.
         z: The starts, one per row of `f`, in the dtype of the map: float64 to polish.
-        method: How to search: `by_newton_krylov`, `by_iteration`, `by_anderson`, `by_broyden`, `by_minimisation` or `by_gauss_newton`.
+        method: How to search: `by_newton_krylov`, `by_iteration`, `by_anderson`, `by_broyden`, `by_minimisation` or `by_gauss_newton`; or `by_deflation(known)`
+            for points other than those known.
         tol: Largest relative residual ‖f(z) − z‖/‖z‖ that counts as fixed.
         max_steps: Solver steps allowed per start.
 
@@ -97,7 +99,8 @@ class Distinct(NamedTuple):
 def distinct(points: FixedPointSet, *, tol: float | None = None) -> Distinct:
     """One representative for each group of converged points that are the same, instance by instance.
 
-    Two points are the same if a chain of points leads from one to the other, each nearer to the next than the tolerance.
+    Two points are the same if a chain of points leads from one to the other, each nearer to the next than the tolerance. Points on a circle or line of fixed points
+    differ: `families` tells which are on one.
 
     Args:
         points: What `find_fixed_points` found.
@@ -130,7 +133,7 @@ def distinct(points: FixedPointSet, *, tol: float | None = None) -> Distinct:
     counts: list[int] = []
     for instance in torch.unique(points.instance[good]).tolist():
         members = (good & (points.instance == instance)).nonzero().squeeze(1)
-        group = _components(points, members, reach[members], floor=SAME if tol is None else 0.0)
+        group = joined_up([trees.flatten(trees.take(points.states, members))], reach[members], floor=SAME if tol is None else 0.0)
         sizes = torch.bincount(group)
         order = torch.argsort(sizes, descending=True, stable=True)
         for number in order.tolist():
@@ -141,29 +144,32 @@ def distinct(points: FixedPointSet, *, tol: float | None = None) -> Distinct:
     return Distinct(points[torch.tensor(chosen, dtype=torch.int64)], labels, torch.tensor(counts, dtype=torch.int64))
 
 
-def _components(points: FixedPointSet, members: Tensor, reach: Tensor, floor: float) -> Int[Tensor, " member"]:
-    """The connected component of each member under the tolerance."""
+def joined_up(turns: Sequence[Float[Tensor, "member dim"]], reach: Float[Tensor, " member"], *, floor: float) -> Int[Tensor, " member"]:
+    """The connected component of each member under the tolerance, which is relative to its norm.
+
+    Members are near if the first states of one are near the first of the other, or any later one of `turns`: the other phases of an orbit.
+    """
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    flat = trees.flatten(trees.take(points.states, members)).to(torch.float64).cpu()
-    n = len(flat)
+    flats = [one.to(torch.float64).cpu() for one in turns]
+    n = len(flats[0])
     # An error is relative to what `relative` divides by: not to the norm of a point that is 0 up to rounding.
-    whole = 1 / relative(torch.ones(n, dtype=torch.float64), {"z": flat})
-    limit = reach.to(torch.float64).clamp(min=floor) * whole
-    flat = flat - flat.mean(0)
+    whole = 1 / relative(torch.ones(n, dtype=torch.float64), {"z": flats[0]})
+    limit = reach.to(torch.float64).cpu().clamp(min=floor) * whole
+    middle = flats[0].mean(0)
+    flats = [flat - middle for flat in flats]
     # Distances through a matrix product are good to about 1e-8 of the norm only.
-    exact = bool((limit < SAME / 2 * flat.norm(dim=1).max()).any())
+    exact = bool((limit < SAME / 2 * flats[0].norm(dim=1).max()).any())
     mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist"
     left, right = [], []
     for part in torch.arange(n).split(512):
-        near = torch.cdist(flat[part], flat, compute_mode=mode) <= torch.maximum(limit[part, None], limit[None])
-        i, j = near.nonzero(as_tuple=True)
-        left.append(part[i])
-        right.append(j)
+        for flat in flats:
+            near = torch.cdist(flats[0][part], flat, compute_mode=mode) <= torch.maximum(limit[part, None], limit[None])
+            i, j = near.nonzero(as_tuple=True)
+            left.append(part[i])
+            right.append(j)
     edges = (torch.cat(left).numpy(), torch.cat(right).numpy())
     graph = coo_array((np.ones(len(edges[0]), dtype=bool), edges), shape=(n, n))
     return torch.as_tensor(connected_components(graph, directed=False)[1], dtype=torch.int64)
-
-

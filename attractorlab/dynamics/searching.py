@@ -9,12 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attractorlab import trees
+from attractorlab.dynamics import direct
 from attractorlab.dynamics.krylov import NOISE, Jacobian, Product, blocks_of_rows, dtype_of, gmres
-from attractorlab.dynamics.orbits import DIVERGED
+from attractorlab.dynamics.orbits import DIVERGED, FLOOR
 from attractorlab.maps import LatentMap, relative
 from attractorlab.types import Result, State
 
-GMRES_CAP = 60  # products that one linear solve may take
+GMRES_CAP = 60  # products that one linear solve in Krylov spaces may take
+DIRECT = 100  # numbers of a state up to which the equations of a Newton step are formed and solved directly: there as many products cost less than a Krylov space
 ERROR_FORCING, UNSOLVED = 1e-2, 0.1  # the error estimate is good to two digits, and is none where so much of the equations is left unsolved
 
 
@@ -43,6 +45,8 @@ class Search:
 
     def __init__(self, f: LatentMap, z: State) -> None:
         self.f, self.like, self.dtype = f, z, dtype_of(z)
+        self.factors: direct.Factors | None = None
+        self.steady = torch.zeros(trees.rows(z), dtype=torch.bool)  # rows whose last Newton step left so little that their Jacobian cannot have changed much
 
     def state(self, x: Float[Tensor, "row dim"]) -> State:
         return trees.unflatten(x.to(self.dtype), self.like)
@@ -59,10 +63,28 @@ class Search:
         """Products with J, or its transpose, at each row of `x`."""
         return Jacobian(self.f.take(rows), self.state(x), transposed=transposed).at(torch.arange(len(rows)))
 
-    def newton_step(self, x: Tensor, r: Tensor, rows: Tensor, forcing: Tensor) -> tuple[Float[Tensor, "row dim"], Float[Tensor, " row"]]:
-        """d with (J − I) d = −r, to a relative residual of `forcing`, and the relative residual that was reached."""
-        product = self.jacobian(x, rows)
-        return gmres(lambda v, at: product(v, at) - v, -r, tol=forcing, cap=GMRES_CAP, noise=NOISE[self.dtype])
+    def newton_step(
+        self, x: Tensor, r: Tensor, rows: Tensor, forcing: Tensor, *, again: Bool[Tensor, " row"] | None = None
+    ) -> tuple[Float[Tensor, "row dim"], Float[Tensor, " row"]]:
+        """d with (J − I) d = −r, to a relative residual of `forcing` or less, and the relative residual that was reached.
+
+        Where `again` holds, the Jacobian of the row's last step will do, if its factors are at hand.
+        """
+        if x.shape[1] > DIRECT:
+            product = self.jacobian(x, rows)
+            return gmres(lambda v, at: product(v, at) - v, -r, tol=forcing, cap=GMRES_CAP, noise=NOISE[self.dtype])
+        self.factors = self.factors or direct.Factors(trees.rows(self.like), x)
+        old = torch.zeros_like(x[:, 0], dtype=torch.bool) if again is None else self.factors.there[rows] & again
+        d, left, new = torch.zeros_like(x), torch.zeros_like(x[:, 0]), (~old).nonzero().squeeze(1).cpu()
+        if bool(old.any()):
+            d[old] = self.factors.solve(rows[old.cpu()], -r[old])
+        if len(new):
+            matrix = direct.matrix_of(self.f.take(rows[new]), self.state(x[new]))
+            matrix.diagonal(dim1=1, dim2=2).sub_(1)
+            rounding = max(FLOOR[self.dtype] / 10, torch.finfo(self.dtype).eps) * norm(x[new])
+            d[new], left[new], kept = direct.solve(matrix, -r[new], singular=direct.SINGULAR[self.dtype], rounding=rounding)
+            self.factors.keep(rows[new], *kept)
+        return d, left
 
 
 class Steps(Protocol):
@@ -129,9 +151,10 @@ def _finish(search: Search, best: Tensor, best_r: Tensor, result: Tensor, steps:
     finite = torch.isfinite(best_r).all(1).cpu().nonzero().squeeze(1)
     if errs and len(finite):
         forcing = torch.full_like(best[finite, 0], ERROR_FORCING)
-        d, left = search.newton_step(best[finite], best_r[finite], finite, forcing)
+        d, left = search.newton_step(best[finite], best_r[finite], finite, forcing, again=search.steady[finite].to(forcing.device))
         # A step whose equations were not solved is shorter than the true one by nobody knows how much.
-        known = (left <= UNSOLVED) | (norm(best_r[finite]) == 0)
+        rest = left * relative_length(best_r[finite], best[finite])
+        known = (left <= UNSOLVED) | (rest <= FLOOR[search.dtype] / 10)  # along a family of fixed points rounding is all that is left
         error[finite] = torch.where(known, relative_length(d, best[finite]), torch.inf)
     kind = torch.float32 if search.dtype in (torch.float16, torch.bfloat16) else search.dtype
     return Found(search.state(best), relative_length(best_r, best).to(kind), error.to(kind), result, steps)

@@ -4,6 +4,7 @@ from attractorlab.types.base import Drive, HasRows, Origin, Result, State, dims_
 from attractorlab.types.basins import BasinEstimate, BasinSlice
 from attractorlab.types.branches import Branch
 from attractorlab.types.findings import Finding, Report
+from attractorlab.types.orbits import PeriodicOrbitSet
 from attractorlab.types.points import FixedPointSet, Floquet, LyapunovEstimate, NonNormality, NotConvergedError, Spectrum
 from attractorlab.types.runs import Convergence, Instance, ProbeFit, Projection, ScalingGrid, Trajectory
 from attractorlab.types.traces import SpectralDensity, TraceEstimate
@@ -23,6 +24,7 @@ __all__ = [
     "NonNormality",
     "NotConvergedError",
     "Origin",
+    "PeriodicOrbitSet",
     "ProbeFit",
     "Projection",
     "Report",

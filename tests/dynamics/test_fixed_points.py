@@ -66,8 +66,8 @@ def test_a_circle_of_fixed_points_is_no_obstacle(generator):
 
 
 def test_the_estimated_error_is_the_distance_to_the_fixed_point(generator):
-    toy = toys.linear(torch.diag(torch.linspace(0.1, 0.99, 30)), normal(30, generator=generator))
-    points = find_fixed_points(toy.map, {"z": torch.ones(1, 30, dtype=torch.float64)}, tol=1e-4, max_steps=20).require()
+    toy = toys.linear(torch.diag(torch.linspace(0.1, 0.99, 130)), normal(130, generator=generator))
+    points = find_fixed_points(toy.map, {"z": torch.ones(1, 130, dtype=torch.float64)}, tol=1e-4, max_steps=20).require()
     distance = (points.states["z"] - toy.fixed_points["z"]).norm() / points.states["z"].norm()
     assert distance > 1e-9
     assert points.error.item() == pytest.approx(distance.item(), rel=0.05)
