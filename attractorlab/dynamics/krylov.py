@@ -17,7 +17,7 @@ Product = Callable[[Float[Tensor, "row dim"], Int[Tensor, " row"]], Float[Tensor
 NOISE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
 """Relative length below which what orthogonalisation leaves of a product is rounding, by dtype of the map."""
 MEMORY = {"cpu": 2**28, "cuda": 2**33}  # bytes that the basis of one chunk of rows may take
-CACHE = {"cpu": 2**24, "cuda": 2**40}  # bytes of the bases that are worked on at a time
+CACHE = {"cpu": 2**22, "cuda": 2**40}  # bytes of the bases that are worked on at a time
 RECORD = {"cpu": 3 * 2**26, "cuda": 2**34}  # bytes that the recorded map of one chunk of rows may take
 
 

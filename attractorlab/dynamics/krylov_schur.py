@@ -9,7 +9,7 @@ from scipy.linalg import lapack, schur
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, blocks_of_rows, dtype_of, random_vectors
+from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, Product, blocks_of_rows, dtype_of, random_vectors
 from attractorlab.dynamics.modes import Modes, Order, Side, assemble, gather, leading, operators
 from attractorlab.maps import LatentMap
 from attractorlab.types import State
@@ -48,12 +48,19 @@ def _sizes(k: int, dim: int) -> tuple[int, int]:
 
 def _part(jacobian: Jacobian, transpose: Jacobian, rows: Tensor, k: int, order: Order) -> Modes:
     kind, dim = dtype_of(jacobian.z), trees.size(jacobian.z)
-    right = _Search(jacobian, rows, k=k, settle=k, order=order, tol=RIGHT_TOL[kind], seed=1).run(None)
+    search = _Search(jacobian, rows, k=k, settle=k, order=order, tol=RIGHT_TOL[kind], seed=1)
+    right = search.run(None)
     more = min(dim, k + SPARE)
-    pulled = _Search(transpose, rows, k=more, settle=k, order=order, tol=LEFT_TOL[kind], seed=2).run(right.width)
+    other = _Search(transpose, rows, k=more, settle=k, order=order, tol=LEFT_TOL[kind], seed=2)
+    pulled = other.run(right.width)
     # Jᵀu = λu is u* turned: the left vector of λ is the conjugate of u.
     left = Side(pulled.values, pulled.vectors.conj(), pulled.residual, pulled.size, pulled.width, pulled.sure)
-    return assemble(jacobian, transpose, rows, right, left, order)
+    return assemble(_on_device(search), _on_device(other), kind, right, left, order)
+
+
+def _on_device(search: "_Search") -> Product:
+    """The products of a search for vectors on the CPU."""
+    return lambda v, at: search.product(v.to(search.device), at).cpu()
 
 
 class _Search:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
-from attractorlab.dynamics.krylov import Jacobian, dtype_of
+from attractorlab.dynamics.krylov import Jacobian, Product
 from attractorlab.dynamics.records import has_products
 from attractorlab.maps import LatentMap
 from attractorlab.types import State
@@ -109,15 +109,15 @@ def operators(f: LatentMap, z: State) -> tuple[Jacobian, Jacobian, bool]:
     return Jacobian(f, z, transposed=True), Jacobian(f, z, secant=True), True
 
 
-def assemble(jacobian: Jacobian, transpose: Jacobian, rows: Tensor, right: Side, left: Side, order: Order) -> Modes:
-    """Measure the defects, pair left with right vectors, and read the conditions."""
+def assemble(product: Product, transpose: Product, kind: torch.dtype, right: Side, left: Side, order: Order) -> Modes:
+    """Measure the defects, pair left with right vectors, and read the conditions. Both products number the points of the two sides."""
     size = torch.maximum(right.size, left.size)
     finite = torch.isfinite(right.size + left.size)
-    near = NEAR[dtype_of(jacobian.z)] * size.nan_to_num(0)
+    near = NEAR[kind] * size.nan_to_num(0)
     values = torch.where(finite[:, None], right.values, torch.nan)
-    defect = _defects(jacobian, rows, values, right.vectors)
+    defect = _defects(product, values, right.vectors)
     condition, partner = _pair(values, right.vectors, defect, left, near)
-    own = _own_left(transpose, rows, values, right.vectors, condition, near)
+    own = _own_left(transpose, values, right.vectors, condition, near)
     return Modes(
         eigenvalues=values,
         defect=defect,
@@ -131,25 +131,30 @@ def assemble(jacobian: Jacobian, transpose: Jacobian, rows: Tensor, right: Side,
     )
 
 
-def _defects(jacobian: Jacobian, rows: Tensor, values: Tensor, vectors: Tensor) -> Float[Tensor, "point mode"]:
+def _defects(product: Product, values: Tensor, vectors: Tensor) -> Float[Tensor, "point mode"]:
     """‖Jv − λv‖/‖v‖ from new products with the real and the imaginary part; the two of a conjugate pair share theirs."""
-    device = next(iter(jacobian.z.values())).device
     # A mode is measured unless it is the second of a pair that is here.
     mate = (values[:, None, :] == values[:, :, None].conj()) & (values.imag < 0)[:, :, None]
     needed = values.isfinite() & ~mate.any(2)
-    point, mode = needed.nonzero(as_tuple=True)
-    chosen = vectors[point, mode]
-    turned = values[point, mode].imag != 0
-    image = torch.zeros_like(chosen)
-    image += jacobian(chosen.real.to(device), rows[point]).cpu() if len(point) else 0
-    if bool(turned.any()):
-        image[turned] += 1j * jacobian(chosen[turned].imag.to(device), rows[point[turned]]).cpu()
-    length = torch.linalg.vector_norm(chosen, dim=1)
-    defect = torch.full(values.shape, torch.nan, dtype=torch.float64)
-    defect[point, mode] = torch.linalg.vector_norm(image - values[point, mode][:, None] * chosen, dim=1) / length
+    image = _image(product, vectors, needed, values.imag != 0)
+    gap = torch.linalg.vector_norm(image - values[:, :, None] * vectors, dim=2) / torch.linalg.vector_norm(vectors, dim=2)
+    defect = torch.where(needed, gap, torch.nan)
     point, mode = mate.any(2).nonzero(as_tuple=True)
     defect[point, mode] = defect[point, mate[point, mode].to(torch.uint8).argmax(1)]
     return defect
+
+
+def _image(product: Product, vectors: Tensor, needed: Bool[Tensor, "point mode"], turned: Bool[Tensor, "point mode"]) -> Complex[Tensor, "point mode dim"]:
+    """The products with the vectors that are needed, mode by mode; the imaginary parts of those not turned are zero."""
+    image = torch.zeros_like(vectors)
+    for mode in range(vectors.shape[1]):
+        for real, chosen in ((True, needed[:, mode]), (False, needed[:, mode] & turned[:, mode])):
+            at = chosen.nonzero().squeeze(1)
+            if len(at):
+                one = vectors[at, mode]
+                moved = product((one.real if real else one.imag).contiguous(), at)
+                (image.real if real else image.imag)[at, mode] = moved
+    return image
 
 
 def _pair(
@@ -178,21 +183,17 @@ def _pair(
     return torch.where(paired, condition, torch.inf).clamp(min=1), torch.where(paired[:, :, None], partner, torch.nan)
 
 
-def _own_left(transpose: Jacobian, rows: Tensor, values: Tensor, vectors: Tensor, condition: Tensor, near: Tensor) -> Bool[Tensor, "point mode"]:
+def _own_left(transpose: Product, values: Tensor, vectors: Tensor, condition: Tensor, near: Tensor) -> Bool[Tensor, "point mode"]:
     """Which copies of a multiple eigenvalue have a right vector that is a left one too, as all of a normal Jacobian.
 
     Its eigenspace may be larger than the modes asked for; two samples of it then need not meet.
     """
     copies = ((values[:, :, None] - values[:, None, :]).abs() <= near[:, None, None]).sum(2) > 1
-    own = torch.zeros_like(copies)
-    point, mode = (copies & (condition > 1 + 1e-6)).nonzero(as_tuple=True)
-    if len(point):
-        chosen = vectors[point, mode].conj()
-        device = next(iter(transpose.z.values())).device
-        real, imag = (transpose(part.contiguous().to(device), rows[point]).cpu() for part in (chosen.real, chosen.imag))
-        miss = torch.linalg.vector_norm(torch.complex(real, imag) - values[point, mode][:, None] * chosen, dim=1)
-        own[point, mode] = miss <= near[point]
-    return own
+    doubtful = copies & (condition > 1 + 1e-6)
+    turned = vectors.conj().resolve_conj()
+    image = _image(transpose, turned, doubtful, torch.ones_like(doubtful))
+    miss = torch.linalg.vector_norm(image - values[:, :, None] * turned, dim=2)
+    return doubtful & (miss <= near[:, None])
 
 
 def _agreed(values: Tensor, left: Side, near: Tensor, order: Order) -> Bool[Tensor, " point"]:

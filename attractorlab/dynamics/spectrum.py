@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.krylov import Jacobian, blocks_of_rows, check_dtype, dtype_of
+from attractorlab.dynamics.krylov import Jacobian, Product, blocks_of_rows, check_dtype, dtype_of
 from attractorlab.dynamics.krylov_schur import SPARE, by_krylov_schur
 from attractorlab.dynamics.modes import HARMLESS, Method, Modes, Order, Side, assemble, by_modulus, gather, leading, operators
 from attractorlab.maps import LatentMap
@@ -131,7 +131,12 @@ def _dense_part(jacobian: Jacobian, transpose: Jacobian, rows: Tensor, k: int, o
         place = leading(theta, order=order)[:, :count]
         exact, one = torch.zeros(place.shape, dtype=torch.float64), torch.ones(len(rows), dtype=torch.int64)
         sides.append(Side(theta.gather(1, place), basis.gather(1, place[:, :, None].expand(-1, -1, dim)), exact, size, one, one == 1))
-    return assemble(jacobian, transpose, rows, sides[0], sides[1], order)
+    device = next(iter(jacobian.z.values())).device
+
+    def on_device(operator: Jacobian) -> Product:
+        return lambda v, at: operator(v.to(device), rows[at]).cpu()
+
+    return assemble(on_device(jacobian), on_device(transpose), dtype_of(jacobian.z), sides[0], sides[1], order)
 
 
 def _errors(found: Modes, eps: float) -> Float[Tensor, "point mode"]:
