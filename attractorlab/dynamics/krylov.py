@@ -196,11 +196,12 @@ class Krylov:
         """Basis and H of some rows cut down to the subspaces with the orthonormal coordinates `q`, which the square part of H maps into themselves."""
         m, kept = q.shape[1], q.shape[2]
         basis = self._basis.new_empty(len(chosen), kept + self.width, self.dim)
+        h = self._h.new_empty(len(chosen), kept + self.width, kept)
         for i, row in enumerate(chosen.tolist()):  # in turn, so that one basis is in the cache at a time
             torch.mm(q[i].mT, self._basis[row, :m], out=basis[i, :kept])
             basis[i, kept:] = self._basis[row, m : m + self.width]
-        h = self.h[chosen.to(self._h.device)]
-        return basis, torch.cat([q.mT @ h[:, :m] @ q, h[:, m:] @ q], dim=1)
+            h[i, :kept], h[i, kept:] = q[i].mT @ self.h[row, :m] @ q[i], self.h[row, m:] @ q[i]
+        return basis, h
 
     def restart(self, q: Float[Tensor, "row m kept"]) -> None:
         """Cut all spaces down to the subspaces with the coordinates `q`, and go on from there; see `compressed`."""
@@ -281,15 +282,18 @@ def gmres(
 
 def _project_out(basis: Float[Tensor, "row j dim"], w: Float[Tensor, "row dim"]) -> tuple[Float[Tensor, "row dim"], Float[Tensor, "row j"]]:
     """`w` without its part in `basis`, and its coefficients there: classical Gram-Schmidt, twice."""
-    total = w.new_zeros(basis.shape[:2])
-    rest = w.clone()
+    total, rest = w.new_zeros(basis.shape[:2]), w.clone()
     at_once = max(1, CACHE[w.device.type] // max(1, 8 * basis.shape[1] * basis.shape[2]))
     for start in range(0, len(w), at_once):  # four passes over a basis, of which three find it in the cache
         some = slice(start, start + at_once)
+        vectors, left = basis[some], rest[some]
+        if len(left) == 1 < at_once:  # a batch of one is added up in another order than a larger one: its row would know that it is alone
+            vectors, left = vectors.expand(2, -1, -1), left.expand(2, -1)
         for _ in range(2):
-            c = torch.bmm(basis[some], rest[some, :, None])
-            rest[some] = torch.baddbmm(rest[some, None, :], c.transpose(1, 2), basis[some], alpha=-1)[:, 0]
-            total[some] += c[:, :, 0]
+            c = torch.bmm(vectors, left[:, :, None])
+            left = torch.baddbmm(left[:, None, :], c.transpose(1, 2), vectors, alpha=-1)[:, 0]
+            total[some] += c[: len(total[some]), :, 0]
+        rest[some] = left[: len(rest[some])]
     return rest, total
 
 

@@ -14,7 +14,7 @@ from attractorlab.dynamics.modes import Modes, Order, Side, assemble, gather, le
 from attractorlab.maps import LatentMap
 from attractorlab.types import State
 
-LARGEST = 3_000  # products that one side of a point is given
+LARGEST = 2_000  # products that one side of a point is given
 WIDEST = 6  # start vectors of a space, one more than the copies of an eigenvalue that it must show
 CHAIN = 10  # products with each start vector, after a new one came in, before it counts as having brought nothing
 SPARE = 4  # left eigenvalues beyond k: their order at the cut may differ
@@ -27,7 +27,7 @@ LOOK = 2, 12  # products between two looks at the Ritz values of a row, at least
 def by_krylov_schur(f: LatentMap, z: State, *, k: int, order: Order) -> Modes:
     """The `k` leading modes from Krylov spaces of J, and others, started anew, of its transpose.
 
-    A space of 4k + 28 vectors is restarted with the better half of its Schur vectors until the modes settle; what is not settled after 3,000 products shows in its
+    A space of 4k + 28 vectors is restarted with the better half of its Schur vectors until the modes settle; what is not settled after 2,000 products shows in its
     defect. A space of one start vector holds one copy of an eigenvalue. So the settled space is widened by a fresh vector and goes on, and again, until one brings nothing new.
 
     References:
@@ -184,7 +184,8 @@ def ritz(
     places = leading(values, order=order)[:, :k]
     values = values.gather(1, places)
     vectors = vectors.gather(2, places[:, None, :].expand(-1, m, -1))
-    return values, vectors, torch.linalg.vector_norm(h[:, m:].to(vectors.dtype) @ vectors, dim=1)
+    below = (h[:, m:, :, None] * vectors[:, None]).sum(2)
+    return values, vectors, torch.linalg.vector_norm(below, dim=1)
 
 
 def leading_schur(matrix: Float[Tensor, "m m"], *, kept: int, order: Order) -> Float[Tensor, "m kept"]:

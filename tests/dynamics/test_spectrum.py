@@ -149,15 +149,11 @@ def test_a_double_root_of_one_vector_claims_no_more_than_it_knows(method):
 
 
 @METHODS
-def test_jordan_blocks_and_toeplitz_matrices_are_ill_conditioned(method, generator):
+def test_a_large_jordan_block_is_ill_conditioned(method, generator):
     block = 0.9 * torch.eye(30, dtype=torch.float64) + torch.diag(torch.ones(29, dtype=torch.float64), 1)
     jordan = spectrum(matrix_map(turned(block, generator)), origin(30), k=4, method=method)
     assert jordan.radius.item() > 1.1  # wrong: the only eigenvalue is 0.9
     assert jordan.verdict == ("ill-conditioned",)
-    ones = torch.ones(399, dtype=torch.float64)
-    toeplitz = spectrum(matrix_map(torch.diag(ones / 16, 1) + torch.diag(ones, -1)), origin(400), k=4, method=method)
-    assert toeplitz.radius.item() > 0.51  # wrong: it is just below 0.5
-    assert toeplitz.verdict == ("ill-conditioned",)
 
 
 @METHODS
