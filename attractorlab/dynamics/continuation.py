@@ -11,10 +11,10 @@ from attractorlab.dynamics.curve import Curve
 from attractorlab.dynamics.door import check_at
 from attractorlab.dynamics.following import WORDS, Follow, joined
 from attractorlab.dynamics.krylov import blocks_of_rows, dtype_of
+from attractorlab.dynamics.modes import Method
 from attractorlab.dynamics.orbits import check_tol
 from attractorlab.dynamics.parametric import ParametricMap
 from attractorlab.dynamics.searching import GMRES_CAP, norm
-from attractorlab.dynamics.spectrum import Method
 from attractorlab.types import Branch, State
 
 HIDDEN, HIDDEN_STEP = 0.05, {torch.float64: 1e-6, torch.float32: 1e-2}  # the check of the derivative: relative error, and step in spans

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from attractorlab import trees
 from attractorlab.dynamics.krylov import NOISE, gmres, random_vectors
+from attractorlab.dynamics.modes import Method
 from attractorlab.dynamics.orbits import FLOOR
 from attractorlab.dynamics.parametric import PARAMETER, ParametricMap
 from attractorlab.dynamics.searching import ERROR_FORCING, GMRES_CAP, UNSOLVED, Search, norm
-from attractorlab.dynamics.spectrum import Method, spectrum
+from attractorlab.dynamics.spectrum import spectrum
 from attractorlab.types import State
 
 ROUNDS = 3  # Krylov spaces that a linear system may be given, one after the other

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attractorlab import trees
 from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, Product, blocks_of_rows, dtype_of, random_vectors
-from attractorlab.dynamics.traces import check_points, pushing, sound_product, whole
+from attractorlab.dynamics.traces import check_points, pushing, whole
 from attractorlab.maps import LatentMap
 from attractorlab.types import SpectralDensity, State
 
@@ -89,10 +89,11 @@ def _density(f: LatentMap, z: State, probes: int, steps: int, generator: torch.G
     for rows in blocks_of_rows(f, z, vectors=4 * dim if exact else 2 * nodes + 8):
         here, at = f.take(rows), trees.take(z, rows)
         forth, back = Jacobian(here, at), Jacobian(here, at, transposed=True)
+        everyone = torch.arange(len(rows))
         if exact:
-            parts = [_all(whole(pushing(sound_product(forth)), at), kind)]
+            parts = [_all(whole(pushing(forth.at(everyone)), at), kind)]
         else:
-            ahead, behind = sound_product(forth), back.at(torch.arange(len(rows)))
+            ahead, behind = forth.at(everyone), back.at(everyone)
             quadrature = _golub_kahan if kind == "singular values" else _lanczos
             parts = [quadrature(ahead, behind, draw.expand(len(rows), -1), nodes, NOISE[dtype_of(z)]) for draw in draws]
         found.append(tuple(torch.stack(side, 1) for side in zip(*parts, strict=True)))

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attractorlab import trees
 from attractorlab.dynamics.orbits import chunks
+from attractorlab.dynamics.records import Record, not_differentiable, record_bytes, secant
 from attractorlab.maps import LatentMap
 from attractorlab.types import State
 
@@ -17,6 +17,7 @@ Product = Callable[[Float[Tensor, "row dim"], Int[Tensor, " row"]], Float[Tensor
 NOISE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
 """Relative length below which what orthogonalisation leaves of a product is rounding, by dtype of the map."""
 MEMORY = {"cpu": 2**28, "cuda": 2**33}  # bytes that the basis of one chunk of rows may take
+CACHE = {"cpu": 2**22, "cuda": 2**40}  # bytes of the bases that are worked on at a time
 RECORD = {"cpu": 3 * 2**26, "cuda": 2**34}  # bytes that the recorded map of one chunk of rows may take
 
 
@@ -27,98 +28,60 @@ class Jacobian:
         f: The map.
         z: The points, one per row of `f`.
         transposed: Multiply with the transpose instead, in reverse mode.
+        secant: Multiply by central differences of the map, good to about 1e-9 of a product in float64: for maps that can be differentiated in reverse mode alone.
     """
 
-    def __init__(self, f: LatentMap, z: State, *, transposed: bool = False) -> None:
-        self.f, self.z, self.transposed = f, z, transposed
+    def __init__(self, f: LatentMap, z: State, *, transposed: bool = False, secant: bool = False) -> None:
+        self.f, self.z, self.transposed, self.secant = f, z, transposed, secant
         self.products = 0
 
     @torch.no_grad()
     def __call__(self, v: Float[Tensor, "row dim"], rows: Int[Tensor, " row"]) -> Float[Tensor, "row dim"]:
-        """The Jacobian at point ``rows[i]`` times ``v[i]``, in as many rows at a time as the device works on best."""
+        """The Jacobian at point ``rows[i]`` times ``v[i]``, in as many rows at a time as the device works on best.
+
+        Where the map has no forward mode, its call is recorded and walked back through twice.
+
+        Raises:
+            ValueError: If the map can be differentiated in neither way.
+        """
         self.products += len(rows)
         tangent = trees.unflatten(v.to(dtype_of(self.z)), self.z)
         out = []
         for part in chunks(tangent):
             f, z, one = self.f.take(rows[part]), trees.take(self.z, rows[part]), trees.take(tangent, part)
-            moved = f.vjp(z, one) if self.transposed else f.jvp(z, one)
-            out.append(trees.flatten({name: moved[name] for name in z}))  # a map may name its leaves in another order
+            out.append(trees.flatten(secant(f, z, one)) if self.secant else self._product(f, z, one, v[part]))
         return torch.cat(out).to(torch.float64)
+
+    def _product(self, f: LatentMap, z: State, one: State, flat: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+        try:
+            moved = f.vjp(z, one) if self.transposed else f.jvp(z, one)
+        except (NotImplementedError, RuntimeError) as cause:  # no rule for an operation of the map, or an error of its author
+            record = Record(f, z, torch.arange(len(flat)))
+            walked = record(flat, record.rows) if record.usable and not self.transposed else None
+            if walked is None:
+                raise not_differentiable(self.transposed) from cause
+            return walked.to(dtype_of(z))
+        return trees.flatten({name: moved[name] for name in z})  # a map may name its leaves in another order
 
     def at(self, rows: Int[Tensor, " chunk"]) -> Product:
         """The product for points that are multiplied again and again, numbered within `rows`.
 
         The map is run once and each product walks back through its record, which costs about one call of the map where a
-        forward-mode product costs six. Where a map cannot be recorded so, the plain product is used. `blocks_of_rows` says how many rows fit the memory set aside.
+        forward-mode product costs four. Where a map cannot be recorded so, the plain product is used. `blocks_of_rows` says how many rows fit the memory set aside.
         """
-        record = _Record(self, rows)
-        return record if record.usable else lambda v, at: self(v, rows[at])
+        plain: Product = lambda v, at: self(v, rows[at])  # noqa: E731
+        if self.secant:
+            return plain
+        record = Record(self.f, self.z, rows, transposed=self.transposed)
 
+        def product(v: Float[Tensor, "row dim"], at: Int[Tensor, " row"]) -> Float[Tensor, "row dim"]:
+            walked = record(v, at) if record.usable else None
+            if walked is None:
+                return plain(v, at)
+            self.products += len(at)
+            return walked
 
-class _Record:
-    """Products by walking back through one recorded call of the map.
-
-    Back once is a product with the transpose. That walk is linear in what it is given, so a walk back through the walk is a product with J itself.
-    """
-
-    def __init__(self, jacobian: Jacobian, rows: Int[Tensor, " chunk"]) -> None:
-        self.jacobian, self.rows = jacobian, rows
-        self.usable = self._make(torch.arange(len(rows)))
-
-    def _make(self, at: Int[Tensor, " row"]) -> bool:
-        """Run the map at the points numbered `at`; whether that could be recorded."""
-        self.made = at
-        j, chosen = self.jacobian, self.rows[at]
-        f, z = j.f.take(chosen), trees.take(j.z, chosen)
-        try:
-            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-                leaves = {name: leaf.detach().clone().requires_grad_(True) for name, leaf in z.items()}
-                out = f(leaves)
-                self._out, self._leaves = [out[name] for name in z], list(leaves.values())
-                if j.transposed:
-                    return all(one.requires_grad for one in self._out)
-                self._given = [torch.zeros_like(one, requires_grad=True) for one in self._out]
-                # A leaf that the map overwrites without reading it is not in the graph: None stands for its zeros.
-                self._back = torch.autograd.grad(self._out, self._leaves, self._given, create_graph=True, allow_unused=True)
-                return all(one is None or one.requires_grad for one in self._back)
-        except RuntimeError:  # an operation without a second derivative, or an output that does not come from the state
-            return False
-
-    def __call__(self, v: Float[Tensor, "row dim"], at: Int[Tensor, " row"]) -> Float[Tensor, "row dim"]:
-        """The product of row ``at[i]`` with ``v[i]``; `at` increases. Rows that left may come back: the map is then run anew."""
-        if len(at) <= len(self.made) // 2 or not bool(torch.isin(at, self.made).all()):
-            self._make(at)
-        place = torch.searchsorted(self.made, at)
-        whole = v if len(at) == len(self.made) else v.new_zeros(len(self.made), v.shape[1]).index_copy_(0, place.to(v.device), v)
-        like = trees.take(self.jacobian.z, self.rows[self.made])
-        given = list(trees.unflatten(whole.to(dtype_of(like)), like).values())
-        ends, start = (self._out, self._leaves) if self.jacobian.transposed else (self._back, self._given)
-        met = [(end, one) for end, one in zip(ends, given, strict=True) if end is not None]
-        walked = torch.autograd.grad([end for end, _ in met], start, [one for _, one in met], retain_graph=True, allow_unused=True)
-        self.jacobian.products += len(at)
-        parts = [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(start, walked, strict=True)]
-        flat = torch.cat([one.flatten(1) for one in parts], dim=1).to(torch.float64)
-        return flat if len(at) == len(self.made) else flat[place.to(v.device)]
-
-
-def record_bytes(f: LatentMap, z: State) -> int:
-    """The bytes that recording a call of `f` and the walk back through it adds per row."""
-    if not trees.rows(z):
-        return 0
-    held = []
-    for n in (1, 2):
-        seen: dict[int, int] = {}
-
-        def keep(tensor: Tensor, seen: dict[int, int] = seen) -> Tensor:
-            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        rows = torch.zeros(n, dtype=torch.int64)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            record = _Record(Jacobian(f, z), rows)
-        held.append(sum(seen.values()))
-        del record
-    return max(0, held[1] - held[0])
+        return product
 
 
 def _device(z: State) -> torch.device:
@@ -139,7 +102,7 @@ def blocks_of_rows(f: LatentMap, z: State, *, vectors: int) -> list[Int[Tensor, 
 
 
 class Krylov:
-    """Orthonormal bases of growing Krylov spaces, one per row: ``J V[:m] = V[:m+width] H``, with `width` start vectors.
+    """Orthonormal bases of growing spaces, one per row: ``J V[:m] = V[:m+width] H``, with as many start vectors as `width`.
 
     Orthogonalised twice. Where a space closes (happy breakdown), it goes on from a fresh random vector with a zero in `H`, so that the relation stays
     true, and copies of multiple eigenvalues and zeros are found. Rows can leave at any time.
@@ -149,22 +112,38 @@ class Krylov:
         start: Start vectors of each row; they need not be orthonormal, but must be independent.
         cap: The most vectors that a space will be given.
         noise: See `NOISE`.
+        seed: Of the fresh vectors.
+        known: A basis and its H that the space goes on from; `start` then widens it.
 
     References:
-        Ruhe (1979), Implementation aspects of band Lanczos algorithms; Stewart (2001), Matrix Algorithms II, section 5.1.
+        Ruhe (1979), Implementation aspects of band Lanczos algorithms; Stewart (2001), Matrix Algorithms II, section 5.1 and (restart) 5.2.
     """
 
-    def __init__(self, product: Product, start: Float[Tensor, "row width dim"], *, cap: int, noise: float, seed: int = 0) -> None:
-        n, self.width, self.dim = start.shape
-        self.product, self.noise, self.seed, self.m = product, noise, seed, 0
+    def __init__(
+        self,
+        product: Product,
+        start: Float[Tensor, "row more dim"],
+        *,
+        cap: int,
+        noise: float,
+        seed: int = 0,
+        known: tuple[Float[Tensor, "row longer dim"], Float[Tensor, "row longer m"]] | None = None,
+    ) -> None:
+        n, more, self.dim = start.shape
+        self.product, self.noise, self.seed, self.m, self.taken = product, noise, seed, 0, 0
         self.rows = torch.arange(n)
+        held = 0 if known is None else known[0].shape[1]
+        self.m = 0 if known is None else known[1].shape[2]
+        self.width = held - self.m + more
         self._basis = start.new_empty(n, cap + self.width, self.dim)
         self._h = start.new_zeros(n, cap + self.width, cap)
+        if known is not None:
+            self._basis[:, :held], self._h[:, :held, : self.m] = known
         self.size = start.new_zeros(n)  # largest ‖Jv‖ so far: a lower bound of ‖J‖₂
         self.closed = torch.zeros(n, dtype=torch.bool, device=start.device)  # whether the last step broke down
-        for j in range(self.width):
-            w, _ = _project_out(self._basis[:, :j], start[:, j])
-            self._basis[:, j] = _unit(w)
+        for j in range(more):
+            w, _ = _project_out(self._basis[:, : held + j], start[:, j])
+            self._basis[:, held + j] = _unit(w)
 
     @property
     def basis(self) -> Float[Tensor, "row m dim"]:
@@ -184,12 +163,34 @@ class Krylov:
         w, c = _project_out(self._basis[:, :end], w)
         length = torch.linalg.vector_norm(w, dim=1)
         self.closed = ~(length > self.noise * self.size)
+        self.taken += 1
         if bool(self.closed.any()):
             w, length = torch.where(self.closed[:, None], self._fresh(end), w), torch.where(self.closed, 0, length)
         self._h[:, :end, j] = c
         self._h[:, end, j] = length
         self._basis[:, end] = _unit(w)
         self.m += 1
+
+    def compressed(self, q: Float[Tensor, "chosen m kept"], chosen: Int[Tensor, " chosen"]) -> tuple[Tensor, Tensor]:
+        """Basis and H of some rows cut down to the subspaces with the orthonormal coordinates `q`, which the square part of H maps into themselves."""
+        m, kept = q.shape[1], q.shape[2]
+        basis = self._basis.new_empty(len(chosen), kept + self.width, self.dim)
+        h = self._h.new_empty(len(chosen), kept + self.width, kept)
+        for i, row in enumerate(chosen.tolist()):  # in turn, so that one basis is in the cache at a time
+            torch.mm(q[i].mT, self._basis[row, :m], out=basis[i, :kept])
+            basis[i, kept:] = self._basis[row, m : m + self.width]
+            h[i, :kept], h[i, kept:] = q[i].mT @ self.h[row, :m] @ q[i], self.h[row, m:] @ q[i]
+        return basis, h
+
+    def restart(self, q: Float[Tensor, "row m kept"]) -> None:
+        """Cut all spaces down to the subspaces with the coordinates `q`, and go on from there; see `compressed`."""
+        kept = q.shape[2]
+        for row in torch.arange(len(q)).split(1):  # one at a time, so that the second basis is small
+            basis, h = self.compressed(q[row], row)
+            self._basis[row, : kept + self.width] = basis
+            self._h[row] = 0
+            self._h[row, : kept + self.width, :kept] = h
+        self.m = kept
 
     def leave(self, going: Bool[Tensor, " row"]) -> None:
         """Let the rows where `going` holds leave; the others move up in place."""
@@ -205,7 +206,7 @@ class Krylov:
         """A random vector orthogonal to all bases, the same draw for every row; zero when a basis spans the space."""
         if end >= self.dim:
             return torch.zeros_like(self._basis[:, 0])
-        draw = random_vectors(1, self.dim, seed=1000 * self.seed + end).to(self._basis)
+        draw = random_vectors(1, self.dim, seed=100_000 * self.seed + self.taken).to(self._basis)
         return _project_out(self._basis[:, :end], draw.expand(len(self._basis), -1))[0]
 
 
@@ -258,42 +259,21 @@ def gmres(
     return x, left
 
 
-def ritz(h: Float[Tensor, "row longer m"], *, k: int) -> tuple[Complex[Tensor, "row k"], Complex[Tensor, "row m k"], Float[Tensor, "row k"]]:
-    """The `k` leading Ritz values of each row, their unit vectors in the basis, and their residuals. `h` must be finite."""
-    m = h.shape[2]
-    h = h.cpu()
-    values, vectors = torch.linalg.eig(h[:, :m])
-    order = leading(values)[:, :k]
-    values = values.gather(1, order)
-    vectors = vectors.gather(2, order[:, None, :].expand(-1, m, -1))
-    return values, vectors, torch.linalg.vector_norm(h[:, m:].to(vectors.dtype) @ vectors, dim=1)
-
-
-def leading(values: Complex[Tensor, "row mode"]) -> Int[Tensor, "row mode"]:
-    """The order of eigenvalues, largest modulus first; equal moduli by real part, then by imaginary part, downwards.
-
-    Example:
-        >>> values = torch.tensor([[0.5 - 1j, 2.0, 0.5 + 1j, -3.0]])
-        >>> values.gather(1, leading(values)).tolist()
-        [[(-3+0j), (2+0j), (0.5+1j), (0.5-1j)]]
-    """
-    modulus = values.abs()
-    top = modulus.amax(dim=1, keepdim=True).clamp(min=1e-300)
-    rounded = (modulus / top * 1e10).round()  # moduli that differ by rounding alone are equal
-    order = values.imag.argsort(dim=1, descending=True, stable=True)
-    for key in (values.real, rounded):
-        order = order.gather(1, key.gather(1, order).argsort(dim=1, descending=True, stable=True))
-    return order
-
-
 def _project_out(basis: Float[Tensor, "row j dim"], w: Float[Tensor, "row dim"]) -> tuple[Float[Tensor, "row dim"], Float[Tensor, "row j"]]:
     """`w` without its part in `basis`, and its coefficients there: classical Gram-Schmidt, twice."""
-    total = w.new_zeros(basis.shape[:2])
-    for _ in range(2):
-        c = torch.bmm(basis, w[:, :, None])
-        w = torch.baddbmm(w[:, None, :], c.transpose(1, 2), basis, alpha=-1)[:, 0]
-        total = total + c[:, :, 0]
-    return w, total
+    total, rest = w.new_zeros(basis.shape[:2]), w.clone()
+    at_once = max(1, CACHE[w.device.type] // max(1, 8 * basis.shape[1] * basis.shape[2]))
+    for start in range(0, len(w), at_once):  # four passes over a basis, of which three find it in the cache
+        some = slice(start, start + at_once)
+        vectors, left = basis[some], rest[some]
+        if len(left) == 1 < at_once:  # a batch of one is added up in another order than a larger one: its row would know that it is alone
+            vectors, left = vectors.expand(2, -1, -1), left.expand(2, -1)
+        for _ in range(2):
+            c = torch.bmm(vectors, left[:, :, None])
+            left = torch.baddbmm(left[:, None, :], c.transpose(1, 2), vectors, alpha=-1)[:, 0]
+            total[some] += c[: len(total[some]), :, 0]
+        rest[some] = left[: len(rest[some])]
+    return rest, total
 
 
 def _unit(w: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:

@@ -10,7 +10,7 @@ from attractorlab import trees
 from attractorlab.dynamics.door import check_at
 from attractorlab.dynamics.krylov import Jacobian, blocks_of_rows, dtype_of, random_vectors
 from attractorlab.dynamics.orbits import DIVERGED
-from attractorlab.dynamics.traces import is_sound, pushing
+from attractorlab.dynamics.traces import pushing
 from attractorlab.maps import LatentMap
 from attractorlab.statistics import batch_error
 from attractorlab.types import LyapunovEstimate, Result, State
@@ -89,15 +89,11 @@ def _follow(f: LatentMap, z: State, k: int, ticks: int, transient: int, by_updat
     # Every row gets the same frame: no row's answer depends on the rows beside it.
     frame = torch.linalg.qr(random_vectors(k, dim, seed=3).T)[0].T.to(device).expand(n, -1, -1)
     large = DIVERGED * trees.norm(z).clamp(min=1)
-    recorded, at = [], z  # whether products on a recorded call are sound: a property of each map
-    for one in steps:
-        recorded.append(is_sound(Jacobian(one, at)))
-        at = one(at)
     growth = torch.full((ticks, n, k), torch.nan, dtype=torch.float64)
     result = torch.full((n,), Result.COMPLETED.code)
     rows = torch.arange(n)
     for t in range(transient + ticks):
-        grown, z, frame = _tick(steps, z, frame, recorded)
+        grown, z, frame = _tick(steps, z, frame)
         if t >= transient:
             growth[t - transient, rows] = grown.cpu()
         finite = trees.finite(z) & frame.isfinite().flatten(1).all(1) & ~grown.isnan().any(1)
@@ -114,15 +110,12 @@ def _follow(f: LatentMap, z: State, k: int, ticks: int, transient: int, by_updat
     return growth, result
 
 
-def _tick(
-    steps: Sequence[LatentMap], z: State, frame: Float[Tensor, "row k dim"], recorded: Sequence[bool]
-) -> tuple[Float[Tensor, "row k"], State, Float[Tensor, "row k dim"]]:
+def _tick(steps: Sequence[LatentMap], z: State, frame: Float[Tensor, "row k dim"]) -> tuple[Float[Tensor, "row k"], State, Float[Tensor, "row k dim"]]:
     """One tick of the orbit and of the frame; the logarithms of what each vector grew by."""
     grown = torch.zeros_like(frame[:, :, 0])
     everyone = torch.arange(len(frame))
-    for f, sound in zip(steps, recorded, strict=True):
-        jacobian = Jacobian(f, z)
-        pushed = pushing(jacobian.at(everyone) if sound else jacobian)(frame)
+    for f in steps:
+        pushed = pushing(Jacobian(f, z).at(everyone))(frame)
         fine = pushed.isfinite().flatten(1).all(1)
         q, r = torch.linalg.qr(torch.where(fine[:, None, None], pushed, 0).mT)
         frame = q.mT

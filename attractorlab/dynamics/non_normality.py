@@ -11,7 +11,6 @@ from attractorlab import trees
 from attractorlab.dynamics.door import check_at
 from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, Product, blocks_of_rows, dtype_of, random_vectors
 from attractorlab.dynamics.pseudospectra import pseudospectral_radius
-from attractorlab.dynamics.traces import sound_product
 from attractorlab.maps import LatentMap
 from attractorlab.types import NonNormality, State
 
@@ -224,7 +223,7 @@ def _dense(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons
 def _free(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons: tuple[float, ...]) -> NonNormality:
     rows = torch.arange(trees.rows(z))
     jacobian, transpose = Jacobian(f, z), Jacobian(f, z, transposed=True)
-    forward, back = sound_product(jacobian), transpose.at(rows)
+    forward, back = jacobian.at(rows), transpose.at(rows)
     tol = SIGMA_TOL[dtype_of(z)]
     growth, defect = [torch.ones(len(rows), dtype=torch.float64)], torch.full((len(rows),), torch.nan, dtype=torch.float64)
     for k in range(1, ticks + 1):

@@ -9,11 +9,9 @@ from torch import Tensor
 
 from attractorlab import trees
 from attractorlab.dynamics.door import check_at
-from attractorlab.dynamics.krylov import Jacobian, Product, blocks_of_rows, dtype_of, random_vectors
+from attractorlab.dynamics.krylov import Jacobian, Product, blocks_of_rows, dtype_of
 from attractorlab.maps import LatentMap
 from attractorlab.types import State, TraceEstimate
-
-AGREE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of the sizes of both sides: how far uᵀ(Jv) and (Jᵀu)ᵀv may lie apart by rounding
 
 Push = Callable[[Float[Tensor, "row probe dim"]], Float[Tensor, "row probe dim"]]
 """The Jacobian of each row times each of its vectors."""
@@ -33,8 +31,7 @@ def traces(f: LatentMap, z: State, *, powers: int, probes: int, generator: torch
         powers: The largest k.
         probes: Random vectors, the same for every row. With as many as the state has numbers or more, the Jacobian is formed instead: exact values, with error 0.
         generator: Draws the probes.
-        method: `by_xtrace`, which is also used if none is given, takes powers + powers(powers + 1)/2 products a probe; `by_hutchinson` takes `powers`. Two more a row are spent on a
-            check of the products.
+        method: `by_xtrace`, which is also used if none is given, takes powers + powers(powers + 1)/2 products a probe; `by_hutchinson` takes `powers`.
 
     Returns:
         One entry per row.
@@ -64,7 +61,7 @@ def traces(f: LatentMap, z: State, *, powers: int, probes: int, generator: torch
     found, products = [], 0
     for rows in blocks_of_rows(f, z, vectors=(dim if exact else probes) * 6):
         jacobian = Jacobian(f.take(rows), trees.take(z, rows))
-        push = pushing(sound_product(jacobian))
+        push = pushing(jacobian.at(torch.arange(trees.rows(jacobian.z))))
         found.append(_exact(push, jacobian.z, powers) if exact else _spread(method(push, draws.to(_device(z)).expand(len(rows), -1, -1), powers)))
         products += jacobian.products
     values, errors, norms, norm_errors = (torch.cat(part).cpu() for part in zip(*found, strict=True))
@@ -142,33 +139,6 @@ def pushing(product: Product) -> Push:
         return torch.stack([product(vectors[:, j], everyone) for j in range(vectors.shape[1])], 1)
 
     return push
-
-
-def sound_product(jacobian: Jacobian) -> Product:
-    """The product with the Jacobian of every row on one recorded call of the map, if that `is_sound`, and otherwise the plain one."""
-    everyone = torch.arange(trees.rows(jacobian.z))
-    return jacobian.at(everyone) if is_sound(jacobian) else lambda v, at: jacobian(v, everyone[at])
-
-
-def is_sound(jacobian: Jacobian) -> bool:
-    """Whether products on a recorded call of the map agree with the transposed ones, which need its first derivative only.
-
-    An operation whose derivative can be taken once only cuts the record without a word, and its part of the Jacobian is missing.
-    """
-    everyone = torch.arange(trees.rows(jacobian.z))
-    if not len(everyone):
-        return True
-    u, v = random_vectors(2, trees.size(jacobian.z), seed=9).to(_device(jacobian.z))[:, None].expand(-1, len(everyone), -1)
-    ahead = jacobian.at(everyone)(v, everyone)
-    try:
-        back = Jacobian(jacobian.f, jacobian.z, transposed=True)(u, everyone)
-    except RuntimeError:  # an output that does not come from the state cannot be walked back from, and is not recorded either
-        return True
-    jacobian.products += len(everyone)
-    length = torch.linalg.vector_norm
-    size = length(u, dim=1) * length(ahead, dim=1) + length(v, dim=1) * length(back, dim=1)
-    apart = ((u * ahead).sum(1) - (v * back).sum(1)).abs() > AGREE[dtype_of(jacobian.z)] * size
-    return not bool(apart.any())
 
 
 def check_points(f: LatentMap, z: State, *, caller: str) -> None:

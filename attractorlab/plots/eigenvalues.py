@@ -28,8 +28,8 @@ MAX_MARKERS, MAX_LINES = 2400, 60
 def spectrum(spec: Spectrum, *, groups: Sequence[str] | None = None) -> go.Figure:
     """Eigenvalues in the complex plane with the unit circle, and their moduli in order.
 
-    A map is stable where all of them lie inside the circle. Whiskers show condition x defect, the error to first order, where it
-    is large enough to be seen; the numbers are in the hover text.
+    A map is stable where all of them lie inside the circle. Whiskers show the error, where it
+    is large enough to be seen; the numbers are in the hover text, and the word for one that a law makes exact.
 
     Args:
         spec: What to draw.
@@ -58,7 +58,8 @@ def spectrum(spec: Spectrum, *, groups: Sequence[str] | None = None) -> go.Figur
     if not np.isfinite(values).any():
         return nothing(title, reason="no eigenvalue was found", facts=facts)
     words = np.array([word.split("(")[0] for word in spec.verdict] if groups is None else list(groups), dtype=object)
-    error = (spec.condition * spec.defect).detach().cpu().numpy().astype(np.float32)
+    error = spec.error.detach().cpu().numpy().astype(np.float32)
+    named = np.array(spec.named, dtype=object).reshape(points, modes)
     reach = max(1.08, 1.08 * float(np.abs(values[np.isfinite(values)]).max()))
     drawn = share_of(words.tolist(), limit=max(1, MAX_MARKERS // modes))
     lines = share_of(words.tolist(), limit=MAX_LINES)
@@ -70,7 +71,7 @@ def spectrum(spec: Spectrum, *, groups: Sequence[str] | None = None) -> go.Figur
         mine = np.intersect1d(np.flatnonzero(words == word), drawn)
         flat, off = values[mine].ravel(), error[mine].ravel()
         known = np.isfinite(flat)
-        flat, off = flat[known], off[known]
+        flat, off, names = flat[known], off[known], named[mine].ravel()[known]
         about = np.repeat(mine, modes)[known]
         plane = dict(x=flat.real.astype(np.float32), y=flat.imag.astype(np.float32))
         fig.add_scatter(
@@ -86,9 +87,12 @@ def spectrum(spec: Spectrum, *, groups: Sequence[str] | None = None) -> go.Figur
                 line=dict(width=0.5, color=faded(GREY, 0.6)),
             ),
             customdata=np.stack([about, np.nan_to_num(off, posinf=np.inf)], 1).astype(np.float32),
+            text=[f"<br>{name} direction" if name else "" for name in names] if any(names) else None,
             row=1,
             col=1,
-            hovertemplate="point %{customdata[0]}: %{x:.4f} + %{y:.4f}i<br>error about %{customdata[1]:.1e}<extra>%{fullData.name}</extra>",
+            hovertemplate="point %{customdata[0]}: %{x:.4f} + %{y:.4f}i<br>error about %{customdata[1]:.1e}"
+            + ("%{text}" if any(names) else "")
+            + "<extra>%{fullData.name}</extra>",
         )
         seen = np.isfinite(off) & (off > 0.005 * reach)
         if seen.any():

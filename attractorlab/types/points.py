@@ -66,22 +66,37 @@ class FixedPointSet:
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """The leading eigenvalues of the Jacobian at each point, largest modulus first, each with its error.
+    """The leading eigenvalues of the Jacobian at each point, in the order that `order` names ("modulus": largest first), each with its error.
 
     `defect` is ‖Jv − λv‖/‖v‖, measured with products of its own; `condition` is 1/|w*v| for unit left and right
-    vectors (infinite when they could not be paired). `verdict` is one of stable, unstable(k), marginal, ill-conditioned;
+    vectors (infinite when they could not be paired); `error` how far the eigenvalue may be off to first order, about their product. `radius` is the largest
+    modulus, or real part. `verdict` is one of stable, unstable(k), marginal, ill-conditioned;
     unstable(k+) when all the modes that were asked for lie outside the unit circle, so that there may be more.
     """
 
     eigenvalues: Complex[Tensor, "point mode"]
     defect: Float[Tensor, "point mode"]
     condition: Float[Tensor, "point mode"]
+    error: Float[Tensor, "point mode"]
     radius: Float[Tensor, " point"]
     verdict: tuple[str, ...]
+    order: str
     method: str
     products: int
     clock: str
     origin: Origin
+
+    @property
+    def named(self) -> tuple[tuple[str, ...], ...]:
+        """A word for each eigenvalue that a law of the map makes exact: "zero" (a direction that a norm layer forgets), "unit" (one of a family of points, by a symmetry), or "".
+
+        So called is one within ten of its errors of 0 or 1, and at least 1e-7, unless ten errors are more than 0.1 (at 1: 1e-3).
+        """
+        reach = (10 * self.error).clamp(min=1e-7)
+        zero = (self.eigenvalues.abs() <= reach) & (reach <= 0.1)
+        unit = ((self.eigenvalues - 1).abs() <= reach) & (reach <= 1e-3)
+        codes = (zero.long() + 2 * unit.long()).tolist()
+        return tuple(tuple(("", "zero", "unit")[code] for code in row) for row in codes)
 
 
 @dataclass(frozen=True, eq=False)
