@@ -41,7 +41,7 @@ from attractorlab.types import (
 if TYPE_CHECKING:
     import xarray
 
-SCHEMA = 2  # 2: a trajectory has taps, calls, edits and a continuation
+SCHEMA = 3  # 2: a trajectory has taps, calls, edits and a continuation; 3: a spectrum has errors and an order, norms have radii of pseudospectra
 NOUNS = {
     noun.__name__: noun
     for noun in (
