@@ -36,7 +36,7 @@ types: $(INSTALLED)  ## Check the types
 	$(BIN)/mypy
 
 test: lint types  ## Check style and types, run every test and every example in a docstring
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 report: $(INSTALLED)  ## Analyse a bundled model; writes index.html, report.json and report.md
 	$(BIN)/attractorlab report $(MODEL) --out $(OUT) $(if $(ROWS),--rows $(ROWS)) \

@@ -16,7 +16,7 @@ import torch
 
 from attractorlab import every, store, trace
 from attractorlab.maps import LatentMap
-from attractorlab.store import Run, RunError, SpaceError, from_dataset, join, room_for, to_dataset
+from attractorlab.store import SCHEMA, Run, RunError, SpaceError, from_dataset, join, room_for, to_dataset
 from attractorlab.types import Instance, Origin, Trajectory
 
 halving = LatentMap(lambda z, x: {"z": 0.5 * z["z"] + 1}, {}, readout=lambda z: {"logits": z["z"][:, None]}, clock="3 x recursion")
@@ -122,8 +122,8 @@ FOREIGN = [
     '"text"',
     "{}",
     '{"name": "a web page", "version": 2}',
-    '{"config": 3, "units": ["a"], "created": "x", "schema": 2}',
-    '{"config": {}, "units": 4, "created": "x", "schema": 2}',
+    '{"config": 3, "units": ["a"], "created": "x", "schema": 3}',
+    '{"config": {}, "units": 4, "created": "x", "schema": 3}',
 ]
 
 
@@ -145,8 +145,8 @@ def test_binary_and_absent_manifests_are_refused(tmp_path):
 def test_another_schema_is_refused(tmp_path):
     fresh(tmp_path)
     text = (tmp_path / "manifest.json").read_text()
-    (tmp_path / "manifest.json").write_text(text.replace('"schema": 2', '"schema": 3'))
-    with pytest.raises(RunError, match=r"has schema 3. This version reads schema 2. Use the version of attractorlab that wrote it"):
+    (tmp_path / "manifest.json").write_text(text.replace(f'"schema": {SCHEMA}', '"schema": 99'))
+    with pytest.raises(RunError, match=r"has schema 99. This version reads schema \d. Use the version of attractorlab that wrote it"):
         Run(tmp_path)
 
 
@@ -155,7 +155,7 @@ def test_units_stay_in_the_folder(tmp_path, unit):
     with pytest.raises(RunError, match=r"A run has a unit .*names a file.*Use letters, digits, dots and hyphens"):
         fresh(tmp_path / "run", units=("a", unit))
     assert not (tmp_path / "run").exists()
-    foreign = {"config": {}, "units": [unit], "created": "x", "schema": 2}
+    foreign = {"config": {}, "units": [unit], "created": "x", "schema": SCHEMA}
     (tmp_path / "manifest.json").write_text(json.dumps(foreign))
     with pytest.raises(RunError, match="A run has a unit"):
         Run(tmp_path)
