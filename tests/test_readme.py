@@ -18,7 +18,7 @@ def run(code):
 
 
 def test_every_block_is_run_here():
-    assert len(CODE) == 2
+    assert len(CODE) == 3
 
 
 def test_the_twenty_lines_run(capsys):
@@ -28,8 +28,18 @@ def test_the_twenty_lines_run(capsys):
     assert "solved:" in capsys.readouterr().out
 
 
-def test_the_lines_on_hooking_run(capsys):
+def test_the_lines_on_where_it_settles_run(capsys):
     scope = run(CODE[1])
+    points, curve = scope["points"], scope["curve"]
+    assert bool(points.converged.all()) and scope["spec"].verdict == ("stable", "stable", "unstable(4+)")
+    assert curve.end == ("range",) and curve.event_kind.count("fold") == 2
+    assert bool((scope["traces"].standard_error >= 0).all()) and scope["lyap"].exponents.shape == (64, 3)
+    assert not scope["orbits"].found.any()
+    assert "rounds that found no more: 4" in capsys.readouterr().out
+
+
+def test_the_lines_on_hooking_run(capsys):
+    scope = run(CODE[2])
     with torch.no_grad():
         output = scope["model"](scope["x"])
     assert scope["seen"].readouts["output"][8].equal(output), "the readout after as many ticks as the model takes"
