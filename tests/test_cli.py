@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,9 @@ def test_a_disk_that_fills_up_is_told_and_leaves_a_readable_run(capsys, tmp_path
 def test_ctrl_c_in_the_middle_leaves_a_readable_run_that_the_same_command_completes(tmp_path):
     out = tmp_path / "run"
     argv = [sys.executable, "-m", "attractorlab.cli", "record", "eqr-sudoku-4", "--rows", "48", "--starts", "16", "--ticks", "64", "--threads", "1", "--out", str(out)]
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A shell that runs the tests in the background makes its children deaf to Ctrl-C.
+    listening = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=listening)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (out / "segments" / "main-001.zarr").exists():
         assert process.poll() is None, process.communicate()[1]

@@ -106,6 +106,9 @@ PRESETS: Mapping[str, TrainConfig] = {
 """The runs behind the bundled models, and the baselines of side 9. Those called trm differ from their partners in random starts, damping and noise only."""
 
 
+YOUNGER: Mapping[str, str] = {"model": "eqr", "begin": ""}  # keys that the first files do not have, and what they meant
+
+
 def read_config(preset: str, overrides: Mapping[str, str]) -> TrainConfig:
     """The preset with overrides such as ``{"lr": "1e-3"}`` put in; values are read by the type of their field.
 
@@ -128,8 +131,8 @@ def config_to_json(config: TrainConfig) -> str:
 
 
 def config_from_json(text: str) -> TrainConfig:
-    """The configuration that `config_to_json` wrote; unknown or missing keys are refused."""
-    found = json.loads(text)
+    """The configuration that `config_to_json` wrote; unknown or missing keys are refused, but those that are younger than the first files."""
+    found = {**YOUNGER, **json.loads(text)}
     known = {one.name for one in fields(TrainConfig)}
     if set(found) != known:
         raise ValueError(
