@@ -116,6 +116,41 @@ def test_changes_of_stability_are_found_where_they_are(name):
     assert found.end == ("range",) and found.residual.max() < TOL
 
 
+def several(rule, values):
+    """z + 0.3 times a flow of one number, with a constant of its own in each row."""
+    like = LatentMap(lambda z, x: z, {"c": numbers(*values)[:, None]}, instance=torch.arange(len(values)), start=torch.zeros(len(values)).long())
+    return ParametricMap(lambda z, x, p: {"z": z["z"] + 0.3 * rule(z["z"], p[:, None], x["c"])}, "p", like)
+
+
+def test_a_step_does_not_leap_from_one_branch_to_another_that_passes_near_it():
+    # c + pz − z²: two branches apart by 2√|c|, with folds at ±2√−c, or one that is stable and one that is not.
+    c = (-1e-4, 1e-4)
+    z = [(-0.9 + math.sqrt(0.81 + 4 * one)) / 2 for one in c]
+    found = follow(several(lambda z, p, c: c + p * z - z**2, c), state(*z), (-0.9, -0.9))
+    kinds, parameter, _, change = events(found, 0)
+    assert kinds == ["fold"] and change == [1] and parameter.item() == pytest.approx(-0.02, abs=1e-12) and found.parameter[found.points_of(0)[-1]] == -1
+    assert events(found, 1)[0] == [] and {found.verdict[i] for i in found.points_of(1)} == {"stable"} and found.end == ("range", "range")
+    x, p = (values[found.points_of(1)] for values in (found.states["z"][:, 0], found.parameter))
+    assert (x - (p + (p**2 + 4e-4).sqrt()) / 2).abs().max() < 1e-9
+
+
+def test_a_step_does_not_leap_from_the_arm_of_a_pitchfork_onto_its_trunk():
+    found = follow(pointwise(twice(twice(logistic))), state(0.874997263602), [3.5], -1, span=(2.5, 4.0), step=0.1)
+    kinds, parameter, _, change = events(found)
+    assert kinds == ["branch point", "flip"] and change == [0, 1] and found.end == ("range",)  # down one arm of period 4, and up the other
+    assert parameter.tolist() == pytest.approx([1 + math.sqrt(6), 3.544090359552], abs=1e-8)
+
+
+def test_a_fold_is_told_from_the_transcritical_point_beside_it():
+    # z(p + cz − z²): a fold at p = −c²/4, and across the line z = 0 at p = 0.
+    c = (0.1, 0.004)
+    found = follow(several(lambda z, p, c: z * (p + c * z - z**2), c), state(0.5, 0.5), [0.25 - 0.5 * one for one in c], -1, step=0.1)
+    for row, one in enumerate(c):
+        kinds, parameter, _, change = events(found, row)
+        assert kinds == ["fold", "branch point"] and change == [1, -1]
+        assert (parameter - numbers(-(one**2) / 4, 0.0)).abs().max() < 1e-9
+
+
 def embedded(dim, generator):
     """tanh(2x + b) along a random direction in `dim` dimensions, in which everything else contracts towards a place that moves with b."""
     u = torch.randn(dim, generator=generator, dtype=torch.float64)
