@@ -365,6 +365,10 @@ def test_what_cannot_be_followed_is_refused():
         ("at", (-1.0, 0.0)): r"got 2 parameters for 1 states\. Every branch.*Pass a tensor of 1",
         ("at", (-3.0,)): r"a start at b = -3 for span=\(-1\.0, 1\.0\)\. A branch starts inside.*Widen",
         ("span", (1.0, -1.0)): r"got span=\(1\.0, -1\.0\)\. It is the least.*Use span=\(-1\.0, 1\.0\)",
+        ("span", (-math.inf, 1.0)): r"got span=\(-inf, 1\.0\)\..*both finite\. Use span=\(0\.0, 1\.0\)",
+        ("direction", torch.tensor([1, -1])): r"directions of shape \(2,\) for 1 states\. There is one.*Use direction=1, or a tensor of 1",
+        ("step", math.inf): r"got step=inf.*all finite\. Use step=0\.05",
+        ("scale", math.inf): r"scale=inf\..*all finite\. Use step=0\.05",
         ("direction", 2): r"got a direction of 2\. A branch begins up or down.*Use 1 or -1",
         ("step", 0.0): r"got step=0\.0, max_steps=300.*Use step=0\.05",
         ("max_steps", 0): r"max_steps=0.*one or more steps.*Use step=0\.05",
@@ -376,3 +380,6 @@ def test_what_cannot_be_followed_is_refused():
             follow(family, z, **({"at": (-1.0,)} | {more[0]: more[1]}))
     with pytest.raises(ValueError, match=r"states and parameters in float32 and float64\. Both are followed.*Cast all"):
         follow(family, {"z": torch.zeros(1, 1)}, (0.0,), tol=1e-5)
+    named = ParametricMap(lambda z, x, b: {"parameter": torch.tanh(z["parameter"] + b[:, None])}, "b")
+    with pytest.raises(ValueError, match=r"a state with a leaf 'parameter'\. The parameter of a family.*Rename the leaf"):
+        follow(named, {"parameter": z["z"]}, (0.0,))
