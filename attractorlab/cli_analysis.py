@@ -16,6 +16,7 @@ from attractorlab.cli_tools import (
     command_line,
     instances,
     must_be_folder,
+    must_take_files,
     print_json,
     progress_bar,
     run_folder,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 STEPS = {"newton-krylov": 30, "gauss-newton": 100, "anderson": 300, "broyden": 300, "iteration": 1000, "minimisation": 5000}
 DEFAULTS: dict[str, Any] = {"split": "test", "rows": 8, "starts": 4, "ticks": 64, "seed": 0}  # of a model's puzzles and starts
+MOST_TICKS = 10**6  # of an orbit: every tick's growth is kept
 PANEL = "Of a model: a run has settled these"
 
 Source = Annotated[str, typer.Argument(help="A run folder, the folder of a report, or a model: a bundled one, a model file, a training folder.")]
@@ -102,6 +104,7 @@ def fixed_points(
 
     Ends of a run are its last states. An end from which no fixed point is found is counted as such.
     """
+    use(threads)
     asked = Asked("fixed-points", source, task, data, split, rows, starts, ticks, seed, series, limit)
     settings = _search(asked, method, tol, max_steps)
 
@@ -111,7 +114,7 @@ def fixed_points(
         points = _polished(ends, settings, say)
         return {"points": points}, fixed_point_facts(ends, points)
 
-    _run(asked, settings, out, threads, as_json, analyse, fixed_point_lines)
+    _run(asked, settings, out, as_json, analyse, fixed_point_lines)
 
 
 def spectrum(
@@ -138,6 +141,7 @@ def spectrum(
 
     The points are those of `fixed-points` with the same options.
     """
+    use(threads)
     asked = Asked("spectrum", source, task, data, split, rows, starts, ticks, seed, series, limit)
     settings = {**_search(asked, method, tol, max_steps), "k": k, "level": level}
 
@@ -152,7 +156,7 @@ def spectrum(
         nouns = {"points": points, "fixed": fixed, "spectrum": found}
         return {name: noun for name, noun in nouns.items() if noun is not None}, spectrum_facts(ends, points, found, level=level)
 
-    _run(asked, settings, out, threads, as_json, analyse, spectrum_lines)
+    _run(asked, settings, out, as_json, analyse, spectrum_lines)
 
 
 def lyapunov(
@@ -162,8 +166,8 @@ def lyapunov(
     split: Split = None,
     rows: Rows = None,
     starts: Starts = None,
-    ticks: Annotated[int, typer.Option(help="Ticks that count.", min=1)] = 64,
-    transient: Annotated[int, typer.Option(help="Ticks before them, over which the orbit comes to its attractor.", min=0)] = 32,
+    ticks: Annotated[int, typer.Option(help="Ticks that count.", min=1, max=MOST_TICKS)] = 64,
+    transient: Annotated[int, typer.Option(help="Ticks before them, over which the orbit comes to its attractor.", min=0, max=MOST_TICKS)] = 32,
     seed: Seed = None,
     series: SeriesName = None,
     limit: Limit = 8,
@@ -176,6 +180,7 @@ def lyapunov(
 
     Orbits of a model begin at its starts, those of a run where the run ended.
     """
+    use(threads)
     asked = Asked("lyapunov", source, task, data, split, rows, starts, None, seed, series, limit)
     settings = {"k": k, "counted": ticks, "transient": transient}
 
@@ -187,20 +192,18 @@ def lyapunov(
         found = lyapunov_exponents(ends.f, ends.z, k=k, ticks=ticks, transient=transient)
         return {"lyapunov": found}, lyapunov_facts(ends, found)
 
-    _run(asked, settings, out, threads, as_json, analyse, lyapunov_lines)
+    _run(asked, settings, out, as_json, analyse, lyapunov_lines)
 
 
 def _run(
     asked: Asked,
     settings: Mapping[str, Any],
     out: Path | None,
-    threads: int,
     as_json: bool,
     analyse: Callable[["Ends", Callable[[str], None]], tuple[dict[str, Any], dict[str, Any]]],
     lines: Callable[[Facts], Iterator[str]],
 ) -> None:
     """Open the source, analyse its ends or read what --out holds of it, keep and print the facts, and say what was missing."""
-    use(threads)
     opened = _open(asked)
     if settings.get("k", 1) > opened.size:
         raise ValueError(
@@ -332,8 +335,10 @@ def _kept(out: Path, config: Mapping[str, Any], command: str) -> dict[str, Any] 
 
     Raises:
         RunError: If it holds something else.
+        OSError: If nothing can be written there, which is better known before the work.
     """
     must_be_folder(out)
+    must_take_files(out)
     there = run_folder(out)
     if there is None:
         return None

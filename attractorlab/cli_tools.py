@@ -2,11 +2,13 @@
 
 import errno
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -83,7 +85,12 @@ def convert(
 
 
 def use(threads: int) -> None:
-    """Compute with so many CPU threads; 0 leaves it to torch."""
+    """Compute with so many CPU threads; 0 leaves it to torch.
+
+    Called before torch is loaded, it has threads sleep while they wait for each other, unless the environment says otherwise: an analysis is made of many short steps, and
+    where other work wants the processors too, threads that spin at each of them take ten times as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     if threads:
@@ -149,6 +156,16 @@ def must_be_folder(path: Path) -> None:
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise ValueError(f"--out leads through {place}, which is a file. Output goes into a folder. Choose another --out.")
+
+
+def must_take_files(path: Path) -> None:
+    """Raise an OSError if nothing can be written into a folder, or into the one in which it is to be made."""
+    place = next(place for place in (path, *path.absolute().parents) if place.exists())
+    try:
+        with TemporaryDirectory(prefix=".attractorlab-", dir=place):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def tell(facts: dict[str, Any], as_json: bool) -> None:

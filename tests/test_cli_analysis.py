@@ -3,7 +3,10 @@
 import contextlib
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -179,6 +182,33 @@ def test_an_interruption_leaves_nothing_half_written(run, capsys, tmp_path, monk
     assert "Interrupted" in capsys.readouterr().err and not (tmp_path / "kept").exists()
 
 
+def test_a_folder_that_takes_no_files_is_refused_before_the_work(run, capsys, tmp_path, monkeypatch):
+    monkeypatch.delattr("attractorlab.dynamics.fixed_points.find_fixed_points")  # what would be called
+    fails(capsys, 3, "/proc/kept", "Make room or choose another --out", argv=["fixed-points", run, "--out", "/proc/kept"])
+    assert main(["fixed-points", str(run), "--max-steps", "-1", "--out", str(tmp_path / "kept")]) == 2 and not list(tmp_path.iterdir())
+
+
+SPY = """
+import os, sys
+class Spy:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Spy())
+from attractorlab.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_told_otherwise(given, policy):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | ({} if given is None else {"OMP_WAIT_POLICY": given})
+    for command in COMMANDS if given is None else COMMANDS[:1]:
+        done = subprocess.run([sys.executable, "-c", SPY, command, "eqr-sudoku-4"], capture_output=True, text=True, env=environment, check=False)
+        assert (done.returncode, done.stdout.split()) == (3, [policy]), done.stderr
+
+
 def test_not_to_converge_is_an_outcome_and_no_failure(run):
     facts = said("fixed-points", run, *QUICK, "--max-steps", 0)
     assert facts["results"] == {"max_steps": 6} and facts["unseen"] is None and facts["by_puzzle"][0]["residual"] is None
@@ -240,6 +270,13 @@ def test_an_exponent_has_a_sign_only_with_three_errors_between_it_and_zero():
     assert signs(first, error) == {"negative": 1, "positive": 1, "undecided": 4}
 
 
+def test_series_that_cannot_be_read_are_one_message_and_code_4(run, capsys, tmp_path):
+    whole = json.loads((run / "manifest.json").read_text())
+    for series, words in (({}, "holds no recording"), ({"main": 3}, "what cannot be read"), ({"main": {"pace": 1}}, "what cannot be read")):
+        (tmp_path / "manifest.json").write_text(json.dumps(whole | {"config": whole["config"] | {"series": series}}))
+        fails(capsys, 4, words, argv=["fixed-points", tmp_path])
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_neither_run_nor_model_is_one_message_and_code_2(command, capsys, tmp_path):
     for source in (tmp_path, "no-such-model", "a" * 300):
@@ -261,6 +298,11 @@ def test_what_is_neither_run_nor_model_is_one_message_and_code_2(command, capsys
 )
 def test_misuse_is_one_message_with_code_2(capsys, argv, words):
     fails(capsys, 2, *words, argv=argv)
+
+
+def test_more_ticks_than_memory_holds_are_refused(capsys):
+    assert main(["lyapunov", "eqr-sudoku-4", "--ticks", "2000000000"]) == 2
+    assert "less than or equal to 1000000. See attractorlab --help." in capsys.readouterr().err
 
 
 def test_options_that_a_run_has_settled_are_refused(run, capsys):

@@ -1,5 +1,6 @@
 """continuation: follow fixed points along a parameter, around folds, and find where their stability changes."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -13,7 +14,7 @@ from attractorlab.dynamics.following import WORDS, Follow, joined
 from attractorlab.dynamics.krylov import blocks_of_rows, dtype_of
 from attractorlab.dynamics.modes import Method
 from attractorlab.dynamics.orbits import check_tol
-from attractorlab.dynamics.parametric import ParametricMap
+from attractorlab.dynamics.parametric import PARAMETER, ParametricMap
 from attractorlab.dynamics.searching import GMRES_CAP, norm
 from attractorlab.types import Branch, State
 
@@ -37,7 +38,8 @@ def continuation(
     """Follow the fixed point near each row of `z` while the parameter changes, around folds, by pseudo-arclength.
 
     Every point is certified: its residual is below `tol`. A pair of events within one step, whose effects cancel, goes unseen: halve `step` to check. Other branches
-    that meet a followed one are told of (branch point) and not entered. Passages of eigenvalues are looked for among the `k` leading ones, where these are not all outside the
+    that meet a followed one are told of (branch point) and not entered. A step whose ends differ in stability with nothing between them that passes has leapt to another
+    branch nearby, and is taken anew, shorter; without eigenvalues, or where both branches are as stable, only a leap that bends the branch is seen. Passages of eigenvalues are looked for among the `k` leading ones, where these are not all outside the
     unit circle at both ends of a step, and known to 1e-3: not beside a point that is ill-conditioned.
 
     Args:
@@ -76,7 +78,12 @@ def continuation(
         Kuznetsov (2004), Elements of Applied Bifurcation Theory, chapters 4 and 10.
     """
     n = trees.rows(z)
-    sign = torch.as_tensor(direction).expand(n)
+    sign = torch.as_tensor(direction)
+    if sign.ndim > 1 or sign.numel() not in (1, n):
+        raise ValueError(
+            f"`continuation` got directions of shape {tuple(sign.shape)} for {n} states. There is one for all branches or one each. Use direction=1, or a tensor of {n}."
+        )
+    sign = sign.expand(n)
     _check(family, z, parameter, sign, span=span, tol=tol, step=step, max_steps=max_steps, k=k, scale=scale)
     f = family.at(parameter)
     instance, start = f.coordinates(z)
@@ -133,8 +140,11 @@ def _check(
             f"`continuation` got {len(parameter)} parameters for {trees.rows(z)} states. Every branch starts at one of each, and there is one or more. "
             f"Pass a tensor of {trees.rows(z)} parameters."
         )
-    if not span[0] < span[1]:
-        raise ValueError(f"`continuation` got span={span}. It is the least and the largest parameter. Use span=({span[1]}, {span[0]}), or a wider one.")
+    if PARAMETER in z:
+        raise ValueError(f"`continuation` got a state with a leaf {PARAMETER!r}. The parameter of a family goes by that name. Rename the leaf.")
+    if not (span[0] < span[1] and math.isfinite(span[1] - span[0])):
+        better = (span[1], span[0]) if span[1] < span[0] else (0.0, 1.0)
+        raise ValueError(f"`continuation` got span={span}. It is the least and the largest parameter, both finite. Use span={better}, or a wider one.")
     outside = ~((parameter >= span[0]) & (parameter <= span[1]))
     if bool(outside.any()):
         raise ValueError(
@@ -143,10 +153,10 @@ def _check(
         )
     if bool((sign.abs() != 1).any()):
         raise ValueError(f"`continuation` got a direction of {int(sign[sign.abs() != 1][0])}. A branch begins up or down the parameter. Use 1 or -1.")
-    if not (step > 0 and max_steps >= 1 and (scale is None or scale > 0)):
+    if not (0 < step < math.inf and max_steps >= 1 and (scale is None or 0 < scale < math.inf)):
         raise ValueError(
             f"`continuation` got step={step}, max_steps={max_steps}, scale={scale}. A branch is followed in one or more steps of a length above 0, "
-            "in a scale above 0. Use step=0.05, max_steps=200 and no scale."
+            "in a scale above 0, all finite. Use step=0.05, max_steps=200 and no scale."
         )
     if not 0 <= k <= trees.size(z):
         raise ValueError(

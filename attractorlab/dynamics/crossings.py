@@ -8,6 +8,7 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from attractorlab.dynamics.curve import CONVERGED, NEAR, Curve, Sample
+from attractorlab.dynamics.searching import norm
 
 FOUND = 1e-12  # a slope, or a distance from the unit circle, that cannot be made smaller
 NARROW = 1e-13  # of a step: where nothing is left to look at
@@ -18,6 +19,10 @@ CORRECTIONS = 12  # Newton steps for each of these points
 REAL = 1e-6  # imaginary part below which an eigenvalue is real
 TOUCHES = 1e-3  # distance from +1 at which an eigenvalue belongs to a turn
 OWN = 1e-3  # of the step: an eigenvalue that passes +1 so near a fold is that of the fold
+
+TORN = {torch.float64: 1e-5, torch.float32: 3e-3}  # what must cross zero, where the ends around it lie on two curves
+APART = 4.0  # times the width of a bracket: ends farther apart do not lie on one curve
+BESIDE = 0.01  # of the step: how near a fold its eigenvalue is looked at
 
 UNSURE = 4.0  # times the error where branches meet, whose constant is not known
 TRUSTED, HARMLESS = 5e-3, 0.1  # five errors beyond which a mode is not counted on; a modulus that is inside whatever its error
@@ -40,20 +45,25 @@ class Events:
     change: Int[Tensor, " event"]
 
 
-def events_between(curve: Curve, rows: Int[Tensor, " row"], a: Sample, b: Sample) -> list[Events]:
-    """Folds, and then passages through the unit circle, on one step of each row from `a` to `b`."""
+def events_between(curve: Curve, rows: Int[Tensor, " row"], a: Sample, b: Sample) -> tuple[list[Events], Bool[Tensor, " row"]]:
+    """Folds, and then passages through the unit circle, on one step of each row from `a` to `b`.
+
+    And which steps are to be taken anew, shorter: those whose ends lie on two curves, and those that hold a fold and a passage that undoes it.
+    """
     lines = _Lines(curve, rows, a, replace(b, at=((b.y - a.y) * a.tangent).sum(1)))
     found = []
     turned = (_turn(a) != _turn(b)).any(1).cpu()
-    fold_at = torch.full_like(a.at, torch.nan)
+    fold_at, fold_change = torch.full_like(a.at, torch.nan), torch.zeros(len(rows), dtype=torch.int64, device=curve.device)
     if bool(turned.any()):
         which = turned.nonzero().squeeze(1)
         low, high, best = lines.search(which, lines.a.take(which), lines.b.take(which), _turn, lambda s, low, high: s.tangent[:, -1], modes=False)
         best = curve.with_modes(best, rows[which])
         fold_at[which] = best.at
-        found.append(_fold(lines, which, low, high, best))
+        fold = _fold(lines, which, low, high, best)
+        fold_change[which] = fold.change
+        found.append(fold)
     if curve.k == 0:
-        return found
+        return found, lines.torn
     start = lines.a
     open_ = (_outside(start) != _outside(lines.b)).any(1).cpu() & _complete(curve, start, lines.b)
     for _ in range(MOST):
@@ -62,13 +72,15 @@ def events_between(curve: Curve, rows: Int[Tensor, " row"], a: Sample, b: Sample
             break
         low, high, best = lines.search(which, start.take(which), lines.b.take(which), _outside, _height, modes=True)
         crossing = _crossing(lines, which, low, high, best)
-        own = ((best.at - fold_at[which]).abs() <= OWN * lines.b.at[which]).cpu() & torch.tensor([kind == "branch point" for kind in crossing.kind])
-        found.append(_chosen(crossing, ~own))
+        off = (best.at - fold_at[which]).abs() / lines.b.at[which]
+        same = (off <= BESIDE) & (crossing.change.sign() == fold_change[which].sign())  # a slow eigenvalue is found a little beside its fold
+        own = ((off <= OWN) | same).cpu() & torch.tensor([kind == "branch point" for kind in crossing.kind])
+        found.append(chosen(crossing, ~own))
         mask = torch.zeros_like(open_)
         mask[which] = True
         start = start.put(mask.to(curve.device), high)
         open_ = mask & (_outside(start) != _outside(lines.b)).any(1).cpu() & _complete(curve, start, lines.b)
-    return found
+    return found, lines.torn
 
 
 class _Lines:
@@ -77,6 +89,7 @@ class _Lines:
     def __init__(self, curve: Curve, rows: Tensor, a: Sample, b: Sample) -> None:
         self.curve, self.rows, self.a, self.b = curve, rows, a, b
         self.near = NEAR[curve.search.dtype]
+        self.torn = torch.zeros(len(rows), dtype=torch.bool)
 
     def search(
         self, which: Tensor, low: Sample, high: Sample, signs: Read, height: Height, *, modes: bool
@@ -87,6 +100,7 @@ class _Lines:
         """
         n = len(which)
         streak = torch.zeros(n, dtype=torch.int64, device=self.curve.device)  # how often in a row the lower (upper: negative) end has stayed
+        lost = torch.zeros(n, dtype=torch.bool)  # no point is to be found between the ends
         missed = torch.zeros_like(streak)  # how often in a row no point was found: near where branches meet Newton's method may leave
         live, first = torch.arange(n), signs(low)
         for look in range(LOOKS):
@@ -105,6 +119,7 @@ class _Lines:
             sample, fine = self.point(which[live], here, there, torch.where(usable, inside, middle), modes)
             missed[live] = torch.where(fine, 0, missed[live] + 1)
             given_up = missed[live] == len(ELSEWHERE)
+            lost[live[given_up.cpu()]] = True
             live, sample = live[~given_up.cpu()], sample.take(~given_up)
             fine = fine[~given_up]
             kept, live, sample = live, live[fine.cpu()], sample.take(fine)
@@ -116,7 +131,11 @@ class _Lines:
             mask[live] = ~past
             low = low.put(mask, sample.take(~past))
             live = kept
-        return low, high, self._polished(which, low, high, height, modes)
+        best = self._polished(which, low, high, height, modes)
+        met = height(best, low, high).abs() <= TORN[self.curve.search.dtype]
+        apart = norm(high.y - low.y) > APART * (high.at - low.at)
+        self.torn[which] |= ~met.cpu() & (lost | apart.cpu())
+        return low, high, best
 
     def _polished(self, which: Tensor, low: Sample, high: Sample, height: Height, modes: bool) -> Sample:
         """The better end of each bracket, moved by a few secant steps as long as that makes it better."""
@@ -141,6 +160,15 @@ class _Lines:
             best = best.put(mask, sample.take(fine))
             live = live[fine.cpu()]
         return best
+
+    def passes(self, which: Tensor, best: Sample) -> Bool[Tensor, " row"]:
+        """Whether more or fewer real eigenvalues are above 1 right after `best` than right before it."""
+        a, b = self.a.take(which), self.b.take(which)
+        sides = []
+        for at in (torch.maximum(best.at - BESIDE * b.at, best.at / 2), torch.minimum(best.at + BESIDE * b.at, (best.at + b.at) / 2)):
+            sample, fine = self.point(which, a, b, at, True)
+            sides.append(torch.where(fine, _ahead(sample), -1))
+        return (sides[0] != sides[1]) & (torch.stack(sides).amin(0) >= 0)
 
     def point(self, which: Tensor, low: Sample, high: Sample, at: Tensor, modes: bool) -> tuple[Sample, Bool[Tensor, " row"]]:
         """The points of the curve across the lines at the distances `at`, looked for between two others; and which were found."""
@@ -221,6 +249,10 @@ def _fold(lines: _Lines, which: Tensor, low: Sample, high: Sample, best: Sample)
         value = torch.where(known, nearest, value)
         sides = torch.stack([_ahead(end) for end in (lines.a.take(which), lines.b.take(which))])
         touches = known & (sides[0] == sides[1])
+        if bool(touches.any()):
+            crowded = lines.passes(which, best) & touches
+            lines.torn[which[crowded.cpu()]] = True
+            touches = touches & ~crowded
         kinds = ["branch point" if touch else "fold" for touch in touches.tolist()]
         error = torch.where(touches, error + span * _blur(lines, which, best), error)
         change = torch.where(known, sides[1] - sides[0], 0)
@@ -276,7 +308,8 @@ def _events(lines: _Lines, which: Tensor, kinds: tuple[str, ...], best: Sample, 
     return Events(which, kinds, best.at, best.y, parameter, error + rounding, value, change)
 
 
-def _chosen(events: Events, mask: Bool[Tensor, " event"]) -> Events:
+def chosen(events: Events, mask: Bool[Tensor, " event"]) -> Events:
+    """The events where `mask` holds."""
     some = mask.to(events.at.device)
     kinds = tuple(kind for kind, keep in zip(events.kind, mask.tolist(), strict=True) if keep)
     return Events(

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.crossings import Events, events_between
+from attractorlab.dynamics.crossings import Events, chosen, events_between
 from attractorlab.dynamics.curve import CONVERGED, NONFINITE, Curve, Sample
 from attractorlab.dynamics.orbits import DIVERGED
 from attractorlab.dynamics.searching import norm
@@ -19,6 +19,7 @@ FIRST_CORRECTIONS, CORRECTIONS = 30, 8  # Newton steps that a start, and a point
 WANTED = 4  # Newton steps of a point at which the step is right
 GROWTH, SHRINK = 1.5, 0.5  # of the step, at most at once, and after a step that failed
 TURN = math.cos(0.5)  # of the angle between tangents beyond which a step was too long
+SKEW = 0.05  # sine of the angle between a step and the mean of its tangents: beyond it the step may have led to another branch
 STEADY = 0.3  # the angle that steps aim at where the branch turns
 JUMP = 2.0  # steps: a point farther away is on another branch
 SMALLEST = 1e-5  # step relative to the first one at which a branch is given up
@@ -85,9 +86,11 @@ class Follow:
         self.place[rows] = torch.arange(len(rows))
         while len(rows):
             self.tries[rows] += 1
+            ds = self.ds[rows]
             there, good, word = self._next(rows, here)
             if bool(good.any()):
-                self._met(rows[good.cpu()], here.take(good), there.take(good))
+                torn = self._met(rows[good.cpu()], here.take(good), there.take(good))
+                good, word = self._shorter(rows, ds, good, word, torn)
                 self._keep(rows[good.cpu()], there.take(good), norm(there.y - here.y)[good])
                 here = here.put(good, there.take(good))
             word = torch.where((word == 0) & (self.tries[rows] >= self.max_steps), WORDS.index("max steps"), word)
@@ -133,6 +136,10 @@ class Follow:
             there = here.put(mask, sample)
             cosine[tried] = (sample.tangent * here.tangent[tried]).sum(1)
             code[tried[~torch.isfinite(sample.tangent).all(1).cpu()]] = NONFINITE
+            mean = here.tangent[tried] + sample.tangent
+            chord = sample.y - here.y[tried]
+            skew = norm(chord / norm(chord)[:, None] - mean / norm(mean)[:, None])
+            mask[tried] = ~(skew > SKEW)
             good = mask & (cosine > TURN)
         grow = (2.0 ** ((WANTED - steps) / 3)).clamp(SHRINK, GROWTH).to(ds)
         grow = torch.minimum(grow, STEADY / cosine.clamp(-1, 1).arccos()).clamp(min=SHRINK)
@@ -178,10 +185,23 @@ class Follow:
             y[which[same]] = met[same]
             word[which[same]] = WORDS.index("closed")
 
-    def _met(self, rows: Tensor, here: Sample, there: Sample) -> None:
-        for events in events_between(self.curve, rows, here, there):
+    def _met(self, rows: Tensor, here: Sample, there: Sample) -> Bool[Tensor, " row"]:
+        """Keep the events on a step of each row; and which steps are to be taken anew, whose events are not kept."""
+        found, torn = events_between(self.curve, rows, here, there)
+        for events in (chosen(one, ~torn[one.row]) for one in found):
             at = rows[events.row]
             self.met.append(_Met(at, self.count[at] - 1, self.curve.state(events.y, at), events))
+        return torn
+
+    def _shorter(self, rows: Tensor, ds: Tensor, good: Tensor, word: Tensor, torn: Tensor) -> tuple[Bool[Tensor, " row"], Int[Tensor, " row"]]:
+        """The good steps without those that are to be taken anew at half their length, and why branches end."""
+        again = good.cpu().nonzero().squeeze(1)[torn]
+        if len(again):
+            good, word, at = good.clone(), word.clone(), rows[again]
+            good[again], self.failed[at] = False, True
+            self.ds[at] = ds[again] * SHRINK
+            word[again] = torch.where(self.ds[at].cpu() < SMALLEST * self.step, WORDS.index("step underflow"), 0)
+        return good, word
 
     def _keep(self, rows: Tensor, here: Sample, apart: Tensor) -> None:
         self.arclength[rows] += apart

@@ -16,7 +16,7 @@ from attractorlab.types import FixedPointSet
 def match_attractors(sets: Sequence[FixedPointSet], *, threshold: float) -> tuple[Int[Tensor, " point"], ...]:
     """A label for each point of each set, the same for what is one attractor at successive values of a parameter.
 
-    A point takes the label of the remembered one that it is paired with, so that as many as possible are paired and, among these pairings, the distances add up to least.
+    A point takes the label of the remembered one that it is paired with, so that as many as possible are paired and, among these pairings, the relative distances add up to least.
     Every label is remembered at the place where it was last seen: an attractor that vanished and comes back near it has its old label again. Labels follow distance alone;
     two attractors that come nearer to each other than they move between two sets may swap.
 

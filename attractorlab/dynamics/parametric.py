@@ -129,7 +129,8 @@ def between_weights(f: LatentMap, *, towards: LatentMap) -> ParametricMap:
     """The family between two checkpoints of one model: weights (1 − λ)a + λb, whose parameter λ is called weights.
 
     The drives are interpolated too, which is exact where the embedding is linear in the weights, and at both ends always. Every row has weights of its own while it is
-    worked on: memory grows by one copy of them a row.
+    worked on: memory grows by one copy of them a row. A model that cannot be differentiated by all of its tensors, as a batch norm by its running means, needs
+    ``dataclasses.replace(family, difference=1e-5)``.
 
     Args:
         f: The map at λ = 0: a model bound to instances.

@@ -93,12 +93,15 @@ def series_of(run: Run) -> dict[str, Series]:
     """What was recorded in a run, by name.
 
     Raises:
-        RunError: If the folder holds no recording but an analysis of one.
+        RunError: If the folder holds no recording but an analysis of one, or what it says of its series cannot be read.
     """
     found = run.manifest.config.get("series")
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not found:
         raise RunError(f"{run.path} holds no recording. What is analysed is the run of `attractorlab record` or `report`. Give the folder of that run.")
-    return {name: Series(**one) for name, one in found.items()}
+    try:
+        return {name: Series(**one) for name, one in found.items()}
+    except TypeError as error:
+        raise RunError(f"{run.path} says of its series what cannot be read ({error}). A recording is read as `attractorlab record` wrote it. Copy its manifest.json again, or record the run again.") from None
 
 
 def units_of(run: Run, series: str) -> list[str]:

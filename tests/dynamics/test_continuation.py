@@ -116,6 +116,41 @@ def test_changes_of_stability_are_found_where_they_are(name):
     assert found.end == ("range",) and found.residual.max() < TOL
 
 
+def several(rule, values):
+    """z + 0.3 times a flow of one number, with a constant of its own in each row."""
+    like = LatentMap(lambda z, x: z, {"c": numbers(*values)[:, None]}, instance=torch.arange(len(values)), start=torch.zeros(len(values)).long())
+    return ParametricMap(lambda z, x, p: {"z": z["z"] + 0.3 * rule(z["z"], p[:, None], x["c"])}, "p", like)
+
+
+def test_a_step_does_not_leap_from_one_branch_to_another_that_passes_near_it():
+    # c + pz − z²: two branches apart by 2√|c|, with folds at ±2√−c, or one that is stable and one that is not.
+    c = (-1e-3, 1e-3)
+    z = [(-0.9 + math.sqrt(0.81 + 4 * one)) / 2 for one in c]
+    found = follow(several(lambda z, p, c: c + p * z - z**2, c), state(*z), (-0.9, -0.9))
+    kinds, parameter, _, change = events(found, 0)
+    assert kinds == ["fold"] and change == [1] and parameter.item() == pytest.approx(-2 * math.sqrt(1e-3), abs=1e-12) and found.parameter[found.points_of(0)[-1]] == -1
+    assert events(found, 1)[0] == [] and {found.verdict[i] for i in found.points_of(1)} == {"stable"} and found.end == ("range", "range")
+    x, p = (values[found.points_of(1)] for values in (found.states["z"][:, 0], found.parameter))
+    assert (x - (p + (p**2 + 4e-3).sqrt()) / 2).abs().max() < 1e-9
+
+
+def test_a_step_does_not_leap_from_the_arm_of_a_pitchfork_onto_its_trunk():
+    found = follow(pointwise(twice(twice(logistic))), state(0.874997263602), [3.5], -1, span=(2.5, 4.0), step=0.1)
+    kinds, parameter, _, change = events(found)
+    assert kinds == ["branch point", "flip"] and change == [0, 1] and found.end == ("range",)  # down one arm of period 4, and up the other
+    assert parameter.tolist() == pytest.approx([1 + math.sqrt(6), 3.544090359552], abs=1e-8)
+
+
+def test_a_fold_is_told_from_the_transcritical_point_beside_it():
+    # z(p + cz − z²): a fold at p = −c²/4, and across the line z = 0 at p = 0.
+    c = (0.1, 0.004)
+    found = follow(several(lambda z, p, c: z * (p + c * z - z**2), c), state(0.5, 0.5), [0.25 - 0.5 * one for one in c], -1, step=0.1)
+    for row, one in enumerate(c):
+        kinds, parameter, _, change = events(found, row)
+        assert kinds == ["fold", "branch point"] and change == [1, -1]
+        assert (parameter - numbers(-(one**2) / 4, 0.0)).abs().max() < 1e-9
+
+
 def embedded(dim, generator):
     """tanh(2x + b) along a random direction in `dim` dimensions, in which everything else contracts towards a place that moves with b."""
     u = torch.randn(dim, generator=generator, dtype=torch.float64)
@@ -330,6 +365,10 @@ def test_what_cannot_be_followed_is_refused():
         ("at", (-1.0, 0.0)): r"got 2 parameters for 1 states\. Every branch.*Pass a tensor of 1",
         ("at", (-3.0,)): r"a start at b = -3 for span=\(-1\.0, 1\.0\)\. A branch starts inside.*Widen",
         ("span", (1.0, -1.0)): r"got span=\(1\.0, -1\.0\)\. It is the least.*Use span=\(-1\.0, 1\.0\)",
+        ("span", (-math.inf, 1.0)): r"got span=\(-inf, 1\.0\)\..*both finite\. Use span=\(0\.0, 1\.0\)",
+        ("direction", torch.tensor([1, -1])): r"directions of shape \(2,\) for 1 states\. There is one.*Use direction=1, or a tensor of 1",
+        ("step", math.inf): r"got step=inf.*all finite\. Use step=0\.05",
+        ("scale", math.inf): r"scale=inf\..*all finite\. Use step=0\.05",
         ("direction", 2): r"got a direction of 2\. A branch begins up or down.*Use 1 or -1",
         ("step", 0.0): r"got step=0\.0, max_steps=300.*Use step=0\.05",
         ("max_steps", 0): r"max_steps=0.*one or more steps.*Use step=0\.05",
@@ -341,3 +380,6 @@ def test_what_cannot_be_followed_is_refused():
             follow(family, z, **({"at": (-1.0,)} | {more[0]: more[1]}))
     with pytest.raises(ValueError, match=r"states and parameters in float32 and float64\. Both are followed.*Cast all"):
         follow(family, {"z": torch.zeros(1, 1)}, (0.0,), tol=1e-5)
+    named = ParametricMap(lambda z, x, b: {"parameter": torch.tanh(z["parameter"] + b[:, None])}, "b")
+    with pytest.raises(ValueError, match=r"a state with a leaf 'parameter'\. The parameter of a family.*Rename the leaf"):
+        follow(named, {"parameter": z["z"]}, (0.0,))

@@ -1,6 +1,7 @@
 """Families of maps: damping moves no fixed point, both ends are the maps they were made of, and the parameter can be differentiated."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,15 @@ def test_between_two_checkpoints_a_pitchfork_is_met_where_the_weight_is_one():
     assert found.event_kind == ("branch point",) and found.event_parameter.item() == pytest.approx(1 / 3, abs=1e-12)
     assert (found.eigenvalues[:, 0].real - (0.5 + 1.5 * found.parameter)).abs().max() < 1e-12
     assert a.model.inner.weight.item() == 0.5 and b.model.inner.weight.item() == 2.0
+
+
+def test_running_means_are_interpolated_with_a_difference_for_a_derivative():
+    cells = [torch.nn.BatchNorm1d(1, eps=0.0, affine=False, dtype=torch.float64).eval() for _ in range(2)]
+    cells[1].running_mean.fill_(0.5)
+    f, g = (LatentMap(lambda z, x, cell=cell: {"z": 0.5 * cell(z["z"])}, {}, model=cell) for cell in cells)
+    family = replace(between_weights(f, towards=g), difference=1e-5)
+    found = continuation(family, {"z": torch.zeros(1, 1).double()}, parameter=numbers(0.0), direction=1, span=(0.0, 1.0), tol=TOL, step=0.4, max_steps=30, k=1)
+    assert found.end == ("range",) and (found.states["z"][:, 0] + 0.5 * found.parameter).abs().max() < 1e-11  # z = (z - p/2)/2
 
 
 def test_both_ends_of_a_checkpoint_step_are_the_checkpoints(generator):
