@@ -90,9 +90,9 @@ def _density(f: LatentMap, z: State, probes: int, steps: int, generator: torch.G
         here, at = f.take(rows), trees.take(z, rows)
         forth, back = Jacobian(here, at), Jacobian(here, at, transposed=True)
         if exact:
-            parts = [_all(whole(pushing(sound_product(forth)), at), kind)]
+            parts = [_all(whole(pushing(sound_product(forth, caller=caller)), at), kind)]
         else:
-            ahead, behind = sound_product(forth), back.at(torch.arange(len(rows)))
+            ahead, behind = sound_product(forth, caller=caller), back.at(torch.arange(len(rows)))
             quadrature = _golub_kahan if kind == "singular values" else _lanczos
             parts = [quadrature(ahead, behind, draw.expand(len(rows), -1), nodes, NOISE[dtype_of(z)]) for draw in draws]
         found.append(tuple(torch.stack(side, 1) for side in zip(*parts, strict=True)))

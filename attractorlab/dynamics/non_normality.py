@@ -11,7 +11,7 @@ from attractorlab import trees
 from attractorlab.dynamics.door import check_at
 from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, Product, blocks_of_rows, dtype_of, random_vectors
 from attractorlab.dynamics.pseudospectra import pseudospectral_radius
-from attractorlab.dynamics.traces import sound_product
+from attractorlab.dynamics.traces import has_forward, pushing, sound_product, whole
 from attractorlab.maps import LatentMap
 from attractorlab.types import NonNormality, State
 
@@ -23,8 +23,9 @@ SPACE = 40  # vectors of the Krylov space that bounds are read off
 LANCZOS = 60  # products with Jᵏ and its transpose that a singular value may take
 SIGMA_TOL = {torch.float64: 1e-8, torch.float32: 1e-4}  # of the singular value, for ‖(JᵀJ)v − σ²v‖ relative to σ²
 ANGLES, RADII = 48, 24  # of the grids on which the numerical radius and the resolvent are first looked at
-FARTHEST = 4.0  # times ‖J‖ and 1: beyond it (|z| − 1)‖(zI − J)⁻¹‖ only falls towards 1
+FARTHEST = 4.0  # times ‖J‖ and 1: beyond it (|z| − 1)‖(zI − J)⁻¹‖ is at most 4/3 and tends to 1
 CLIMBS = 4  # points of a grid from which a climb begins
+ROUNDING = 4e-15  # of the smallest singular value, relative to the largest
 SHRINKING, HALVINGS = 0.5, 30  # of the steps that climb from the best point of a grid
 
 
@@ -48,7 +49,8 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
         and the pseudospectral radius come from the span of 60 leading eigenvectors, as lower bounds too. A Jacobian that is not finite gives NaN.
 
     Raises:
-        ValueError: If `ticks` is below 1, an epsilon is not above 0, `z` is in another dtype than float64 or float32, or rows or dtypes differ.
+        ValueError: If `ticks` is below 1, an epsilon is not above 0, `direction` has another shape than `z`, `z` is in another dtype than float64 or float32, rows or dtypes
+            differ, or `f` breaks a law.
 
     Example:
         >>> f = LatentMap(lambda z, x: {"z": z["z"] @ torch.tensor([[0.5, 0.0], [10.0, 0.5]], dtype=torch.float64)}, {}, clock="tick")
@@ -59,6 +61,7 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
     References:
         Trefethen and Embree (2005), Spectra and Pseudospectra, sections 14 to 18 and 28; Henrici (1962); Kreiss (1962). The natural gain: Krishna et al. (2026).
     """
+    f.coordinates(z)
     if ticks < 1:
         raise ValueError(f"`non_normality` got ticks={ticks}. Growth is looked at after 1 tick or more. Use ticks=8.")
     if not all(0 < epsilon < math.inf for epsilon in epsilons):
@@ -68,7 +71,12 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
             f"`non_normality` got states in {str(dtype_of(z)).removeprefix('torch.')}. Norms of a Jacobian need float64 or float32. "
             "Cast both: `reasoner.to(torch.float64).bind(puzzles)` and `trees.to(z, torch.float64)`."
         )
-    f.coordinates(z)
+    if direction is not None and {name: leaf.shape for name, leaf in direction.items()} != {name: leaf.shape for name, leaf in z.items()}:
+        given, wanted = ({name: list(leaf.shape) for name, leaf in some.items()} for some in (direction, z))
+        raise ValueError(
+            f"`non_normality` got a direction of {given} for states of {wanted}. Every row has a direction, of the leaves and shapes of its state. "
+            "Pass a displacement such as `trees.sub(f(z), z)`."
+        )
     check_at(f, z, "non_normality")
     dense = trees.size(z) <= DENSE_LIMIT
     parts = [
@@ -144,7 +152,7 @@ def kreiss(matrix: Complex[Tensor, "point longer m"]) -> Float[Tensor, " point"]
         outside = points[:, :, 0].exp()
         where = torch.polar(1 + outside, points[:, :, 1])
         smallest = torch.linalg.svdvals(where[:, :, None, None] * eye - matrix[:, None])[..., -1]
-        return outside / smallest.clamp(min=1e-300)
+        return outside / (smallest + ROUNDING * (1 + outside + top[:, None]))  # rounding must not lift a lower bound
 
     low, high = math.log(1e-4), (FARTHEST * top).log()
     share = torch.linspace(0, 1, RADII, dtype=torch.float64)
@@ -182,8 +190,7 @@ def _climb(height: Callable[[Tensor], Tensor], at: Float[Tensor, "point coordina
 def _dense(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons: tuple[float, ...]) -> NonNormality:
     dim, rows = trees.size(z), torch.arange(trees.rows(z))
     jacobian = Jacobian(f, z)
-    unit = torch.eye(dim, dtype=torch.float64, device=next(iter(z.values())).device).repeat(len(rows), 1)
-    matrix = jacobian(unit, rows.repeat_interleave(dim)).unflatten(0, (len(rows), dim)).transpose(1, 2).cpu()
+    matrix = _formed(jacobian).cpu()
     finite = matrix.flatten(1).isfinite().all(1)
     safe = torch.where(finite[:, None, None], matrix, 0)
     u, s, vh = torch.linalg.svd(safe)
@@ -224,7 +231,7 @@ def _dense(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons
 def _free(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons: tuple[float, ...]) -> NonNormality:
     rows = torch.arange(trees.rows(z))
     jacobian, transpose = Jacobian(f, z), Jacobian(f, z, transposed=True)
-    forward, back = sound_product(jacobian), transpose.at(rows)
+    forward, back = sound_product(jacobian, caller="non_normality"), transpose.at(rows)
     tol = SIGMA_TOL[dtype_of(z)]
     growth, defect = [torch.ones(len(rows), dtype=torch.float64)], torch.full((len(rows),), torch.nan, dtype=torch.float64)
     for k in range(1, ticks + 1):
@@ -252,6 +259,15 @@ def _free(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons:
         clock=f.clock,
         origin=f.origin,
     )
+
+
+def _formed(jacobian: Jacobian) -> Float[Tensor, "point dim dim"]:
+    """The whole Jacobian of each row, in as few calls of the map as forward mode allows, or column by column without it."""
+    n, dim = trees.rows(jacobian.z), trees.size(jacobian.z)
+    if not has_forward(jacobian):
+        return whole(pushing(sound_product(jacobian, caller="non_normality")), jacobian.z)
+    unit = torch.eye(dim, dtype=torch.float64, device=next(iter(jacobian.z.values())).device).repeat(n, 1)
+    return jacobian(unit, torch.arange(n).repeat_interleave(dim)).unflatten(0, (n, dim)).transpose(1, 2)
 
 
 def _leading_part(matrix: Complex[Tensor, "point m m"]) -> Complex[Tensor, "point longer lead"]:

@@ -64,7 +64,7 @@ def traces(f: LatentMap, z: State, *, powers: int, probes: int, generator: torch
     found, products = [], 0
     for rows in blocks_of_rows(f, z, vectors=(dim if exact else probes) * 6):
         jacobian = Jacobian(f.take(rows), trees.take(z, rows))
-        push = pushing(sound_product(jacobian))
+        push = pushing(sound_product(jacobian, caller="traces"))
         found.append(_exact(push, jacobian.z, powers) if exact else _spread(method(push, draws.to(_device(z)).expand(len(rows), -1, -1), powers)))
         products += jacobian.products
     values, errors, norms, norm_errors = (torch.cat(part).cpu() for part in zip(*found, strict=True))
@@ -144,25 +144,51 @@ def pushing(product: Product) -> Push:
     return push
 
 
-def sound_product(jacobian: Jacobian) -> Product:
+def sound_product(jacobian: Jacobian, *, caller: str) -> Product:
     """The product with the Jacobian of every row on one recorded call of the map, if that `is_sound`, and otherwise the plain one."""
     everyone = torch.arange(trees.rows(jacobian.z))
-    return jacobian.at(everyone) if is_sound(jacobian) else lambda v, at: jacobian(v, everyone[at])
+    return jacobian.at(everyone) if is_sound(jacobian, caller=caller) else lambda v, at: jacobian(v, everyone[at])
 
 
-def is_sound(jacobian: Jacobian) -> bool:
+def is_sound(jacobian: Jacobian, *, caller: str) -> bool:
     """Whether products on a recorded call of the map agree with the transposed ones, which need its first derivative only.
 
-    An operation whose derivative can be taken once only cuts the record without a word, and its part of the Jacobian is missing.
+    An operation whose derivative can be taken once only cuts the record, mostly without a word, and its part of the Jacobian is missing.
+
+    Raises:
+        ValueError: If they do not agree, and the map has no products in forward mode either.
     """
-    everyone = torch.arange(trees.rows(jacobian.z))
-    if not len(everyone):
+    sound = not trees.rows(jacobian.z) or _agrees(jacobian)
+    if not sound and not has_forward(jacobian):
+        raise ValueError(
+            f"`{caller}` got a map with an operation that has no forward mode and whose derivative cannot be taken twice. Products with its Jacobian need one of the two. "
+            "Write the tick with operations of torch, or give its `torch.autograd.Function` a `jvp`."
+        )
+    return sound
+
+
+def has_forward(jacobian: Jacobian) -> bool:
+    """Whether the map passes forward-mode differentiation, at its first row."""
+    one = torch.arange(min(1, trees.rows(jacobian.z)))
+    if not len(one):
         return True
+    try:
+        Jacobian(jacobian.f, jacobian.z)(torch.ones(len(one), trees.size(jacobian.z), dtype=torch.float64, device=_device(jacobian.z)), one)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _agrees(jacobian: Jacobian) -> bool:
+    everyone = torch.arange(trees.rows(jacobian.z))
     u, v = random_vectors(2, trees.size(jacobian.z), seed=9).to(_device(jacobian.z))[:, None].expand(-1, len(everyone), -1)
-    ahead = jacobian.at(everyone)(v, everyone)
+    try:
+        ahead = jacobian.at(everyone)(v, everyone)
+    except RuntimeError:
+        return False
     try:
         back = Jacobian(jacobian.f, jacobian.z, transposed=True)(u, everyone)
-    except RuntimeError:  # an output that does not come from the state cannot be walked back from, and is not recorded either
+    except RuntimeError:  # what has no derivative backwards is not recorded either
         return True
     jacobian.products += len(everyone)
     length = torch.linalg.vector_norm
@@ -177,12 +203,12 @@ def check_points(f: LatentMap, z: State, *, caller: str) -> None:
     Raises:
         ValueError: If `z` is in another dtype than float64 or float32, or rows or dtypes differ.
     """
+    f.coordinates(z)
     if dtype_of(z) not in (torch.float64, torch.float32):
         raise ValueError(
             f"`{caller}` got states in {str(dtype_of(z)).removeprefix('torch.')}. Products with a Jacobian need float64 or float32. "
             "Cast both: `reasoner.to(torch.float64).bind(puzzles)` and `trees.to(z, torch.float64)`."
         )
-    f.coordinates(z)
     check_at(f, z, caller)
 
 

@@ -225,3 +225,25 @@ def test_ones_on_the_circle_and_powers_beyond_numbers():
     assert found.kreiss[0].item() == pytest.approx(1, abs=1e-6) and found.kreiss[1].isnan()
     assert found.transient_growth[0].tolist() == pytest.approx([1.0] * 61)
     assert found.transient_growth[1, 60] == math.inf and found.transient_growth[1, 10] == pytest.approx(1e60)
+
+
+def test_a_direction_of_other_shape_is_refused(generator):
+    f = LatentMap(lambda z, x: {"z": 0.5 * z["z"]}, {})
+    z = {"z": torch.randn(3, 4, dtype=torch.float64, generator=generator)}
+    for direction in ({"z": z["z"][:1]}, {"z": torch.ones(5, 4, dtype=torch.float64)}, {"y": z["z"]}):
+        with pytest.raises(ValueError, match=r"`non_normality` got a direction of .* for states of \{'z': \[3, 4\]\}\. Every row has a direction.*Pass a displacement"):
+            non_normality(f, z, ticks=1, direction=direction)
+
+
+def test_rounding_does_not_lift_the_kreiss_constant_of_a_rotation_above_one(generator):
+    for n in (1, 2, 9, 40):
+        turn = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))[0]
+        found = kreiss(turn[None].to(torch.complex128)).item()
+        assert math.isnan(found) or 1 <= found <= 1 + 1e-12
+
+
+def test_states_that_are_constant_have_a_jacobian_of_zeros():
+    for n in (3, 1_200):
+        f = LatentMap(lambda z, x: {"z": torch.ones_like(z["z"])}, {})
+        found = non_normality(f, {"z": torch.ones(1, n, dtype=torch.float64)}, ticks=2)
+        assert found.sigma_max.tolist() == [0] and found.transient_growth.tolist() == [[1, 0, 0]]
