@@ -152,8 +152,10 @@ class LatentMap:
             asked = [name for name in u if out[name].requires_grad]
             if len(asked) < len(u) and not self._constant(z, [name for name in u if name not in asked]):
                 asked = list(u)  # torch says what is wrong
-            pulled = torch.autograd.grad([out[name] for name in asked], list(leaves.values()), [u[name] for name in asked], allow_unused=True) if asked else ()
-            pulled = pulled or (None,) * len(leaves)
+            ends, given = [out[name] for name in asked], [u[name] for name in asked]
+            pulled: Sequence[Tensor | None] = [None] * len(leaves)
+            if asked:
+                pulled = torch.autograd.grad(ends, list(leaves.values()), given, allow_unused=True)
         return {
             name: torch.zeros_like(leaf) if part is None else part.detach()
             for (name, leaf), part in zip(leaves.items(), pulled, strict=True)
