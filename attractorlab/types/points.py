@@ -116,7 +116,7 @@ class NonNormality:
     on. `numerical_radius` is the largest |v*Jv|; `kreiss` a lower bound of the Kreiss constant, max (|z| − 1)‖(zI − J)⁻¹‖ outside the unit circle: some
     disturbance grows at least so much; NaN where an eigenvalue is outside. `henrici` is √(‖J‖_F² − Σ|λ|²), 0 for a normal matrix; NaN where only a part of the spectrum is known.
     `natural_gain` is ‖Jd‖/‖d‖ for the direction d that was given, NaN if none was or it is 0. Where `bounds` holds, the numerical radius and kreiss were read off a
-    Krylov space and are lower bounds.
+    Krylov space and are lower bounds; so are `sigma_max` and `transient_growth`, from at most 60 steps of Lanczos' method: within the defect of a singular value.
 
     `pseudospectral_radius` is the largest modulus that an eigenvalue takes when J is disturbed by as much as each of `epsilons`, in the 2-norm: the number to report in place of the radius where a
     `Spectrum` is ill-conditioned, with the defect of its eigenvalues as epsilon. It lies above the radius by epsilon for a normal J, and by far more for others. Where `pseudospectral_bound` holds it was

@@ -77,6 +77,8 @@ SOUND = {
     "large": lambda z: {"z": 1e6 * z["z"] ** 3},
     "a small difference of large terms": lambda z: {"z": torch.exp(z["z"]) - 1.0},
     "chaotic": lambda z: {"z": 1 - 1.9 * z["z"] ** 2},
+    "sorted": lambda z: {"z": z["z"].sort(dim=1).values},
+    "the largest few": lambda z: {"z": torch.where(z["z"] >= z["z"].topk(2, dim=1).values[:, -1:], z["z"], 0.0) @ W},
     "normalised": lambda z: {"z": torch.nn.functional.rms_norm(z["z"] @ W, (6,))},
 }
 
@@ -88,7 +90,7 @@ def test_sound_maps_pass(name, dtype, generator):
     for scale in (1e-3, 1.0, 100.0):
         z = {"z": scale * torch.randn(5, 6, dtype=dtype, generator=generator)}
         check_at(f, z, "test")
-    for small in (0.0, 1e-14, 1e-9):
+    for small in (0.0, 1e-14, 1e-9, 1.0):
         check_at(f, {"z": torch.full((3, 6), small, dtype=dtype)}, "test")
 
 

@@ -252,3 +252,10 @@ def test_operations_without_forward_mode_go_another_way_or_are_refused(caller, g
     for op in (BackwardsOnce.apply, Neither.apply):
         with pytest.raises(ValueError, match=rf"`{caller}` got a map with an operation that has no forward mode and whose derivative cannot be taken twice.*Write the tick with"):
             USES[caller](made[op], z)
+
+
+def test_in_few_dimensions_where_probes_agree_by_chance_the_jacobian_is_formed(generator):
+    a = torch.randn(3, 3, generator=generator, dtype=F64)
+    for seed in range(20):
+        found = traces(*of(a), powers=2, probes=2, generator=torch.Generator().manual_seed(seed), method=by_hutchinson)
+        assert found.exact and found.traces[0].tolist() == pytest.approx([a.trace().item(), (a @ a).trace().item()])
