@@ -149,11 +149,23 @@ class LatentMap:
         with torch.enable_grad():
             leaves = {name: leaf.detach().clone().requires_grad_(True) for name, leaf in z.items()}
             out = self.rule(leaves, self.drive)
-            pulled = torch.autograd.grad([out[name] for name in u], list(leaves.values()), [u[name] for name in u], allow_unused=True)
+            asked = [name for name in u if out[name].requires_grad]
+            if len(asked) < len(u) and not self._constant(z, [name for name in u if name not in asked]):
+                asked = list(u)  # torch says what is wrong
+            ends, given = [out[name] for name in asked], [u[name] for name in asked]
+            pulled: Sequence[Tensor | None] = [None] * len(leaves)
+            if asked:
+                pulled = torch.autograd.grad(ends, list(leaves.values()), given, allow_unused=True)
         return {
             name: torch.zeros_like(leaf) if part is None else part.detach()
             for (name, leaf), part in zip(leaves.items(), pulled, strict=True)
         }
+
+    def _constant(self, z: State, leaves: Sequence[str]) -> bool:
+        """Whether these leaves of the image do not come from the state at all, and not only out of reach of reverse mode, as under `no_grad`."""
+        draw = torch.Generator().manual_seed(1)
+        pushed = self.jvp(z, {name: torch.randn(leaf.shape, generator=draw).to(leaf) for name, leaf in z.items()})
+        return all(bool((pushed[name] == 0).all()) for name in leaves)
 
     def names(self, z: State) -> points.Points:
         """Every point of a tick that can be tapped and edited, with its shape, its axes and the updates in which it fires.

@@ -194,3 +194,19 @@ def test_a_driven_readout_follows_the_rows(driven: tuple[LatentMap, State]) -> N
     g = replace(f, readout=DrivenReadout(lambda z, d: {"sum": z["c"] + d["x"]}, f.drive))
     order = torch.tensor([2, 0, 0])
     assert torch.equal(g.take(order).readout(trees.take(z, order))["sum"], g.readout(z)["sum"][order])
+
+
+def test_a_leaf_that_does_not_come_from_the_state_is_no_obstacle_backwards() -> None:
+    z = {"a": torch.ones(2, 3, dtype=torch.float64), "b": torch.ones(2, 3, dtype=torch.float64)}
+    f = LatentMap(lambda z, x: {"a": 2 * z["a"] + z["b"], "b": torch.ones_like(z["b"])}, {})
+    back = f.vjp(z, z)
+    assert back["a"].eq(2).all() and back["b"].eq(1).all()
+    back = LatentMap(lambda z, x: {name: torch.ones_like(leaf) for name, leaf in z.items()}, {}).vjp(z, z)
+    assert back["a"].eq(0).all() and back["b"].eq(0).all()
+
+    def held(z: State, x: Drive) -> State:
+        with torch.no_grad():
+            return {"a": 2 * z["a"], "b": z["b"].sin()}
+
+    with pytest.raises(RuntimeError, match="does not require grad"):  # forward mode sees what `no_grad` hides
+        LatentMap(held, {}).vjp(z, z)

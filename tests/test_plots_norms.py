@@ -83,3 +83,9 @@ def test_all_values_are_in_the_histogram_and_rows_without_numbers_are_said() -> 
     assert np.asarray(named(fig, "share").y).sum() == pytest.approx(1, rel=1e-5)
     assert named(fig, "median of points").y[-1] == pytest.approx(1) and named(fig, "median of points").y[0] == 0
     assert "1 points without numbers" in fig.layout.title.subtitle.text and "4 probes of 12 nodes each for 5,000 values" in fig.layout.title.subtitle.text
+
+
+def test_the_legend_of_many_exponents_is_ungrouped_so_that_it_wraps_beside_the_panels_and_does_not_stack():
+    fig = plots.lyapunov(lyapunov_of(3, 8))
+    assert all(not line.legendgroup for line in fig.data)
+    assert fig.layout.yaxis2.title.text == "mean growth so far, nats per recursion"

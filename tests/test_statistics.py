@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from attractorlab.statistics import clopper_pearson, cluster_auc, cluster_mean, cluster_share, effective_n, wilson
+from attractorlab.statistics import batch_error, clopper_pearson, cluster_auc, cluster_mean, cluster_share, effective_n, wilson
 
 # 95 % intervals of a share: count, n, Wilson, Clopper and Pearson; six digits.
 TABLE = [
@@ -138,3 +138,10 @@ def test_where_all_values_agree_the_number_of_clusters_is_returned():
     assert effective_n(torch.ones(12, dtype=torch.bool), torch.arange(12) // 4) == 3
     assert effective_n(torch.tensor([True, False, True]), torch.arange(3)) == 3
     assert effective_n(torch.tensor([True, False, True]), torch.zeros(3).long()) == 1
+
+
+def test_how_often_1_96_batch_errors_cover_the_mean(generator):
+    for ticks, said in ((16, 0.86), (64, 0.91), (400, 0.94)):
+        x = torch.randn(ticks, 20_000, generator=generator, dtype=torch.float64)
+        cover = (x.mean(0).abs() < 1.96 * batch_error(x)).double().mean().item()
+        assert abs(cover - said) < 0.012, (ticks, cover)

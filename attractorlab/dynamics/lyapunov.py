@@ -8,7 +8,8 @@ from torch import Tensor
 
 from attractorlab import trees
 from attractorlab.dynamics.door import check_at
-from attractorlab.dynamics.krylov import Jacobian, blocks_of_rows, dtype_of, random_vectors
+from attractorlab.dynamics.inside import check_updates
+from attractorlab.dynamics.krylov import NOISE, Jacobian, blocks_of_rows, dtype_of, random_vectors
 from attractorlab.dynamics.orbits import DIVERGED
 from attractorlab.dynamics.traces import pushing
 from attractorlab.maps import LatentMap
@@ -29,12 +30,12 @@ def lyapunov_exponents(f: LatentMap, z: State, *, k: int, ticks: int, transient:
         k: How many exponents.
         ticks: Ticks that count.
         transient: Ticks before them, over which the orbit comes to its attractor and the frame to its directions.
-        by_update: Make the frame orthonormal after each of the map's sub-updates, for maps whose single tick stretches by more than rounding
-            can carry (10¹⁰ in float64). The exponents stay per tick.
+        by_update: Make the frame orthonormal after each of the map's sub-updates, for maps whose single tick stretches one direction by so much more than another that
+            rounding cannot carry both (10¹⁰ times in float64). The exponents stay per tick.
 
     Raises:
         ValueError: If `k` is below 1 or above the size of the state, `ticks` is below 1, `transient` is negative, `by_update` is asked of a map
-            without updates, or `z` and `f` differ in rows or dtype.
+            without updates, or with others than its rule, `z` and `f` differ in rows or dtype, or `f` breaks a law.
 
     Example:
         >>> import math
@@ -46,6 +47,7 @@ def lyapunov_exponents(f: LatentMap, z: State, *, k: int, ticks: int, transient:
     References:
         Benettin, Galgani, Giorgilli and Strelcyn (1980); Engelken, Wolf and Abbott (arXiv 2006.02427), for recurrent networks; Kaplan and Yorke (1979).
     """
+    instance, start = f.coordinates(z)
     dim = trees.size(z)
     if not 1 <= k <= dim:
         raise ValueError(f"`lyapunov_exponents` got k={k} for states of {dim} numbers. A state of n numbers has n exponents. Use k from 1 to {dim}.")
@@ -63,8 +65,9 @@ def lyapunov_exponents(f: LatentMap, z: State, *, k: int, ticks: int, transient:
             f"`lyapunov_exponents` got states in {str(dtype_of(z)).removeprefix('torch.')}. Exponents need float64 or float32. "
             "Cast both: `reasoner.to(torch.float64).bind(puzzles)` and `trees.to(z, torch.float64)`."
         )
-    instance, start = f.coordinates(z)
     check_at(f, z, "lyapunov_exponents")
+    if by_update:
+        check_updates(f, z, caller="lyapunov_exponents")
     parts = [_follow(f.take(rows), trees.take(z, rows), k, ticks, transient, by_update) for rows in blocks_of_rows(f, z, vectors=3 * k)]
     growth = torch.cat([part[0] for part in parts], dim=1)
     return LyapunovEstimate(
@@ -119,6 +122,8 @@ def _tick(steps: Sequence[LatentMap], z: State, frame: Float[Tensor, "row k dim"
         fine = pushed.isfinite().flatten(1).all(1)
         q, r = torch.linalg.qr(torch.where(fine[:, None, None], pushed, 0).mT)
         frame = q.mT
-        grown = grown + torch.where(fine[:, None], r.diagonal(dim1=1, dim2=2).abs().log(), torch.nan)
+        # What is left of a vector beside the others is rounding where it is that much smaller than the longest of them.
+        left, longest = r.diagonal(dim1=1, dim2=2).abs(), torch.linalg.vector_norm(r, dim=1).amax(1, keepdim=True)
+        grown = grown + torch.where(fine[:, None], torch.where(left > NOISE[dtype_of(z)] * longest, left, 0).log(), torch.nan)
         z = f(z)
     return grown, z, frame

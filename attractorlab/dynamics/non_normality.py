@@ -21,9 +21,11 @@ EPSILONS = (1e-8, 1e-4, 1e-2)  # disturbances of the Jacobian, if none are given
 SPACE = 40  # vectors of the Krylov space that bounds are read off
 LANCZOS = 60  # products with Jᵏ and its transpose that a singular value may take
 SIGMA_TOL = {torch.float64: 1e-8, torch.float32: 1e-4}  # of the singular value, for ‖(JᵀJ)v − σ²v‖ relative to σ²
-ANGLES, RADII = 48, 24  # of the grids on which the numerical radius and the resolvent are first looked at
-FARTHEST = 4.0  # times ‖J‖ and 1: beyond it (|z| − 1)‖(zI − J)⁻¹‖ only falls towards 1
+LINES, CUTS = 16, 100  # around the field of values: at first, and added one by one
+ANGLES, RADII = 48, 24  # of the grid on which the resolvent is first looked at
+FARTHEST = 4.0  # times ‖J‖ and 1: beyond it (|z| − 1)‖(zI − J)⁻¹‖ is at most 4/3 and tends to 1
 CLIMBS = 4  # points of a grid from which a climb begins
+ROUNDING = 4e-15  # of the smallest singular value, relative to the largest
 SHRINKING, HALVINGS = 0.5, 30  # of the steps that climb from the best point of a grid
 
 
@@ -47,7 +49,8 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
         and the pseudospectral radius come from the span of 60 leading eigenvectors, as lower bounds too. A Jacobian that is not finite gives NaN.
 
     Raises:
-        ValueError: If `ticks` is below 1, an epsilon is not above 0, `z` is in another dtype than float64 or float32, or rows or dtypes differ.
+        ValueError: If `ticks` is below 1, an epsilon is not above 0, `direction` has another shape than `z`, `z` is in another dtype than float64 or float32, rows or dtypes
+            differ, or `f` breaks a law.
 
     Example:
         >>> f = LatentMap(lambda z, x: {"z": z["z"] @ torch.tensor([[0.5, 0.0], [10.0, 0.5]], dtype=torch.float64)}, {}, clock="tick")
@@ -58,6 +61,7 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
     References:
         Trefethen and Embree (2005), Spectra and Pseudospectra, sections 14 to 18 and 28; Henrici (1962); Kreiss (1962). The natural gain: Krishna et al. (2026).
     """
+    f.coordinates(z)
     if ticks < 1:
         raise ValueError(f"`non_normality` got ticks={ticks}. Growth is looked at after 1 tick or more. Use ticks=8.")
     if not all(0 < epsilon < math.inf for epsilon in epsilons):
@@ -67,7 +71,12 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
             f"`non_normality` got states in {str(dtype_of(z)).removeprefix('torch.')}. Norms of a Jacobian need float64 or float32. "
             "Cast both: `reasoner.to(torch.float64).bind(puzzles)` and `trees.to(z, torch.float64)`."
         )
-    f.coordinates(z)
+    if direction is not None and {name: leaf.shape for name, leaf in direction.items()} != {name: leaf.shape for name, leaf in z.items()}:
+        given, wanted = ({name: list(leaf.shape) for name, leaf in some.items()} for some in (direction, z))
+        raise ValueError(
+            f"`non_normality` got a direction of {given} for states of {wanted}. Every row has a direction, of the leaves and shapes of its state. "
+            "Pass a displacement such as `trees.sub(f(z), z)`."
+        )
     check_at(f, z, "non_normality")
     dense = trees.size(z) <= DENSE_LIMIT
     parts = [
@@ -97,7 +106,10 @@ def non_normality(f: LatentMap, z: State, *, ticks: int, direction: State | None
 
 
 def numerical_radius(matrix: Complex[Tensor, "point m m"]) -> Float[Tensor, " point"]:
-    """The largest |v*Av| over unit vectors v: the largest eigenvalue of the Hermitian part of e^{iθ}A, over all θ.
+    """The largest |v*Av| over unit vectors v, to a relative 1e-9: the largest eigenvalue of the Hermitian part of e^{iθ}A, over all θ.
+
+    Each θ bounds the field of values by a line. The next θ is that of the farthest corner of the polygon that the lines make: no peak between them is missed. Where the
+    field is nearly a disk about 0, the lines may run out first, and the last digits are a lower bound.
 
     Example:
         >>> shift = torch.diag(torch.ones(3, dtype=torch.complex128), 1)[None]
@@ -105,22 +117,36 @@ def numerical_radius(matrix: Complex[Tensor, "point m m"]) -> Float[Tensor, " po
         (0.809017, 0.809017)
 
     References:
-        Johnson (1978); Horn and Johnson (1991), Topics in Matrix Analysis, chapter 1.
+        Johnson (1978); Horn and Johnson (1991), Topics in Matrix Analysis, chapter 1; Uhlig (2009), for the corners.
     """
 
-    def reach(angle: Float[Tensor, "point angle"]) -> Float[Tensor, "point angle"]:
-        turned = torch.polar(torch.ones_like(angle), angle)[:, :, None, None] * matrix[:, None]
-        return torch.linalg.eigvalsh((turned + turned.mH) / 2)[..., -1]
+    def reach(rows: Tensor, angle: Float[Tensor, " line"]) -> Float[Tensor, " line"]:
+        turned = torch.polar(torch.ones_like(angle), angle)[:, None, None] * matrix[rows]
+        return torch.linalg.eigvalsh((turned + turned.mH) / 2)[:, -1]
 
-    n = len(matrix)
-    grid = torch.arange(ANGLES, dtype=torch.float64).mul(2 * math.pi / ANGLES).expand(n, -1)
-    heights = reach(grid)
-    # It is at least the largest modulus of an eigenvalue; and a peak narrower than the grid may hide beside any of its higher points.
-    best = torch.linalg.eigvals(matrix).abs().amax(1)
-    top, where = heights.topk(CLIMBS, dim=1)
-    for height, at in zip(top.T, where.T, strict=True):
-        step = torch.full((n, 1), 2 * math.pi / ANGLES, dtype=torch.float64)
-        best = torch.maximum(best, _climb(lambda p: reach(p[:, :, 0]), grid.gather(1, at[:, None]), height, step=step))
+    n, whole = len(matrix), 2 * math.pi
+    angle = torch.arange(LINES, dtype=torch.float64).mul(whole / LINES).repeat(n, 1)
+    height = torch.stack([reach(torch.arange(n), one) for one in angle.T], 1)
+    best = torch.maximum(torch.linalg.eigvals(matrix).abs().amax(1), height.amax(1))
+    for _ in range(CUTS):
+        angle, order = angle.sort(dim=1)
+        height = height.gather(1, order)
+        after, gap = height.roll(-1, 1), torch.cat([angle[:, 1:], angle[:, :1] + whole], dim=1) - angle
+        side = after - height * gap.cos()
+        corner = torch.where(gap > 1e-9, (height.square() + (side / gap.sin().clamp(min=1e-12)).square()).sqrt(), torch.maximum(height, after))
+        farthest, at = corner.max(dim=1, keepdim=True)
+        turn = torch.atan2(side, height * gap.sin()).gather(1, at)[:, 0]
+        gap = gap.gather(1, at)[:, 0]
+        new = angle.gather(1, at)[:, 0] + torch.where((turn > 0.05 * gap) & (turn < 0.95 * gap), turn, gap / 2)
+        rows = (farthest[:, 0] > best * (1 + 1e-9)).nonzero().squeeze(1)
+        if not len(rows):
+            break
+        found = height[:, 0].clone()
+        found[rows] = reach(rows, new[rows])
+        best = torch.maximum(best, found)
+        still = torch.ones(n, dtype=torch.bool).index_fill(0, rows, False)
+        angle = torch.cat([angle, torch.where(still, angle[:, 0], new)[:, None].remainder(whole)], dim=1)
+        height = torch.cat([height, found[:, None]], dim=1)
     return best
 
 
@@ -143,13 +169,14 @@ def kreiss(matrix: Complex[Tensor, "point longer m"]) -> Float[Tensor, " point"]
         outside = points[:, :, 0].exp()
         where = torch.polar(1 + outside, points[:, :, 1])
         smallest = torch.linalg.svdvals(where[:, :, None, None] * eye - matrix[:, None])[..., -1]
-        return outside / smallest.clamp(min=1e-300)
+        return outside / (smallest + ROUNDING * (1 + outside + top[:, None]))  # rounding must not lift a lower bound
 
     low, high = math.log(1e-4), (FARTHEST * top).log()
     share = torch.linspace(0, 1, RADII, dtype=torch.float64)
     depth = low + (high[:, None] - low) * share
-    angle = torch.arange(ANGLES, dtype=torch.float64) * (2 * math.pi / ANGLES)
-    grid = torch.stack([depth.repeat_interleave(ANGLES, dim=1), angle.repeat(RADII).expand(n, -1)], dim=2)
+    angles = ANGLES // 2 + 1 if bool((matrix.imag == 0).all()) else ANGLES  # the resolvent of a real matrix is the same in both half planes
+    angle = torch.arange(angles, dtype=torch.float64) * (2 * math.pi / ANGLES)
+    grid = torch.stack([depth.repeat_interleave(angles, dim=1), angle.repeat(RADII).expand(n, -1)], dim=2)
     heights = torch.cat([height(part) for part in grid.split(ANGLES, dim=1)], dim=1)
     # As far outside the circle as an eigenvalue is inside it: where slow modes have their peak, however narrow.
     inside = (1 - values.abs()).abs().clamp(min=1e-8).log()
@@ -168,6 +195,7 @@ def _climb(height: Callable[[Tensor], Tensor], at: Float[Tensor, "point coordina
     """The height reached from `at` by steps along the coordinates that shrink where none of them leads up."""
     coordinates = at.shape[1]
     compass = torch.cat([torch.eye(coordinates, dtype=torch.float64), -torch.eye(coordinates, dtype=torch.float64)])
+    least = step * SHRINKING**HALVINGS
     for _ in range(2 * HALVINGS):
         tried = at[:, None] + step[:, None] * compass
         heights, which = height(tried).max(1)
@@ -175,14 +203,15 @@ def _climb(height: Callable[[Tensor], Tensor], at: Float[Tensor, "point coordina
         at = torch.where(up[:, None], tried[torch.arange(len(at)), which], at)
         best = torch.maximum(best, heights)
         step = torch.where(up[:, None], step, SHRINKING * step)
+        if bool((step <= least).all()):
+            break
     return best
 
 
 def _dense(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons: tuple[float, ...]) -> NonNormality:
     dim, rows = trees.size(z), torch.arange(trees.rows(z))
     jacobian = Jacobian(f, z)
-    unit = torch.eye(dim, dtype=torch.float64, device=next(iter(z.values())).device).repeat(len(rows), 1)
-    matrix = jacobian(unit, rows.repeat_interleave(dim)).unflatten(0, (len(rows), dim)).transpose(1, 2).cpu()
+    matrix = _formed(jacobian).cpu()
     finite = matrix.flatten(1).isfinite().all(1)
     safe = torch.where(finite[:, None, None], matrix, 0)
     u, s, vh = torch.linalg.svd(safe)
@@ -251,6 +280,13 @@ def _free(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons:
         clock=f.clock,
         origin=f.origin,
     )
+
+
+def _formed(jacobian: Jacobian) -> Float[Tensor, "point dim dim"]:
+    """The whole Jacobian of each row."""
+    n, dim = trees.rows(jacobian.z), trees.size(jacobian.z)
+    unit = torch.eye(dim, dtype=torch.float64, device=next(iter(jacobian.z.values())).device).repeat(n, 1)
+    return jacobian(unit, torch.arange(n).repeat_interleave(dim)).unflatten(0, (n, dim)).transpose(1, 2)
 
 
 def _leading_part(matrix: Complex[Tensor, "point m m"]) -> Complex[Tensor, "point longer lead"]:

@@ -13,6 +13,8 @@ from attractorlab.dynamics.krylov import Jacobian, Product, blocks_of_rows, dtyp
 from attractorlab.maps import LatentMap
 from attractorlab.types import State, TraceEstimate
 
+FEW = 16  # numbers of a state up to which the Jacobian is formed in any case: few probes of random signs may all agree there, and so hide their error
+
 Push = Callable[[Float[Tensor, "row probe dim"]], Float[Tensor, "row probe dim"]]
 """The Jacobian of each row times each of its vectors."""
 Samples = tuple[Float[Tensor, "row probe power"], Float[Tensor, "row probe"]]
@@ -29,7 +31,8 @@ def traces(f: LatentMap, z: State, *, powers: int, probes: int, generator: torch
         f: The map, one row per point.
         z: The points, in float64 or float32, the dtype of the map.
         powers: The largest k.
-        probes: Random vectors, the same for every row. With as many as the state has numbers or more, the Jacobian is formed instead: exact values, with error 0.
+        probes: Random vectors, the same for every row. With as many as the state has numbers or more, or up to 16 numbers, the Jacobian is formed instead: exact
+            values, with error 0.
         generator: Draws the probes.
         method: `by_xtrace`, which is also used if none is given, takes powers + powers(powers + 1)/2 products a probe; `by_hutchinson` takes `powers`.
 
@@ -55,7 +58,7 @@ def traces(f: LatentMap, z: State, *, powers: int, probes: int, generator: torch
         )
     check_points(f, z, caller="traces")
     method, dim = method or by_xtrace, trees.size(z)
-    exact = probes >= dim
+    exact = dim <= max(probes, FEW)
     # Drawn once: no row's answer depends on the rows beside it.
     draws = torch.empty(0, dim) if exact else torch.randn(probes, dim, generator=generator, dtype=torch.float64, device=generator.device)
     found, products = [], 0
@@ -82,7 +85,8 @@ def traces(f: LatentMap, z: State, *, powers: int, probes: int, generator: torch
 def by_hutchinson(push: Push, draws: Float[Tensor, "row probe dim"], powers: int) -> Samples:
     """vᵀJᵏv for vectors v of random signs: a value per probe, each of which has the mean tr Jᵏ, whether J is symmetric or not.
 
-    Its variance is 2(‖S‖_F² − Σ s_ii²), S the symmetric part of Jᵏ: a diagonal Jacobian is met exactly. In few dimensions few probes may agree by chance.
+    Its variance is 2(‖S‖_F² − Σ s_ii²), S the symmetric part of Jᵏ: a diagonal Jacobian is met exactly. Where no more than a dozen entries of a state
+    interact, few probes may agree by chance, and their spread is then too small.
 
     References:
         Hutchinson (1990).
@@ -147,12 +151,12 @@ def check_points(f: LatentMap, z: State, *, caller: str) -> None:
     Raises:
         ValueError: If `z` is in another dtype than float64 or float32, or rows or dtypes differ.
     """
+    f.coordinates(z)
     if dtype_of(z) not in (torch.float64, torch.float32):
         raise ValueError(
             f"`{caller}` got states in {str(dtype_of(z)).removeprefix('torch.')}. Products with a Jacobian need float64 or float32. "
             "Cast both: `reasoner.to(torch.float64).bind(puzzles)` and `trees.to(z, torch.float64)`."
         )
-    f.coordinates(z)
     check_at(f, z, caller)
 
 

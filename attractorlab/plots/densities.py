@@ -129,5 +129,6 @@ def density(found: SpectralDensity, *, bins: int = 40) -> go.Figure:
         fig.update_xaxes(title=f"{word} per {plain(found.clock)}", row=1, col=col)
     fig.update_yaxes(title="share of all values", tickformat=".0%", rangemode="tozero", row=1, col=1)
     fig.update_yaxes(title="share of all values", range=[-0.03, 1.03], tickformat=".0%", row=1, col=2)
+    facts.append("lines: points, bold: their median" if len(share) > 1 else "")
     facts.append(f"{int((~fine).sum())} points without numbers left out" if not bool(fine.all()) else "")
     return finish(fig, title=title, facts=facts, height=450)

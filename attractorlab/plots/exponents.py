@@ -66,7 +66,7 @@ def lyapunov(lyap: LyapunovEstimate, *, level: float = 0.95) -> go.Figure:
     fig.update_xaxes(title="exponent, in the order of the frame", range=[0.5, modes + 0.5], dtick=1 if modes <= 16 else None, row=1, col=1)
     fig.update_yaxes(title=f"nats per {plain(lyap.clock)}", row=1, col=1)
     fig.update_xaxes(title=f"counted tick (clock: {plain(lyap.clock)})", row=1, col=2)
-    fig.update_yaxes(title="mean growth so far", row=1, col=2)
+    fig.update_yaxes(title=f"mean growth so far, nats per {plain(lyap.clock)}", row=1, col=2)
     facts.append("−∞ left out" if bool(np.isneginf(values).any()) else "")
     facts.append(f"{MAX_MODES} exponents followed" if modes > MAX_MODES else "")
     return finish(fig, title=title, facts=facts, height=470)
@@ -117,7 +117,7 @@ def _running(fig: go.Figure, growth: NDArray[np.float32]) -> None:
             look = dict(mode="lines", line=dict(color=faded(colour, 0.3), width=0.8), hoverinfo="skip", showlegend=False)
             fig.add_scatter(x=x, y=y, **look, **where)
             low, middle, high = np.nanquantile(mine[some], (0.1, 0.5, 0.9), axis=1).astype(np.float32)
-            add_band(fig, x=at[some], low=low, high=high, colour=colour, group=f"exponent {mode + 1}", **where)
+            add_band(fig, x=at[some], low=low, high=high, colour=colour, group="", **where)  # groups of a legend stack, and leave the panels no height
         else:
             middle = mine[some, 0]
         fig.add_scatter(

@@ -130,8 +130,8 @@ class NonNormality:
     `sigma_max` is ‖J‖₂, the most that one tick stretches a small disturbance, with its `defect` ‖Jᵀu − σv‖. `transient_growth[k]` is ‖Jᵏ‖₂, from k = 0
     on. `numerical_radius` is the largest |v*Jv|; `kreiss` a lower bound of the Kreiss constant, max (|z| − 1)‖(zI − J)⁻¹‖ outside the unit circle: some
     disturbance grows at least so much; NaN where an eigenvalue is outside. `henrici` is √(‖J‖_F² − Σ|λ|²), 0 for a normal matrix; NaN where only a part of the spectrum is known.
-    `natural_gain` is ‖Jd‖ for the direction d that was given, NaN if none was. Where `bounds` holds, the numerical radius and kreiss were read off a
-    Krylov space and are lower bounds.
+    `natural_gain` is ‖Jd‖/‖d‖ for the direction d that was given, NaN if none was or it is 0. Where `bounds` holds, the numerical radius and kreiss were read off a
+    Krylov space and are lower bounds; so are `sigma_max` and `transient_growth`, from at most 60 steps of Lanczos' method: within the defect of a singular value.
 
     `pseudospectral_radius` is the largest modulus that an eigenvalue takes when J is disturbed by as much as each of `epsilons`, in the 2-norm: the number to report in place of the radius where a
     `Spectrum` is ill-conditioned, with the defect of its eigenvalues as epsilon. It lies above the radius by epsilon for a normal J, and by far more for others. Where `pseudospectral_bound` holds it was
@@ -160,7 +160,8 @@ class LyapunovEstimate(HasRows):
 
     `growth[t]` is the logarithm of the factor by which each column grew at counted tick t; `exponents` are its means and `standard_error` comes from the means of
     √ticks batches over time (NaN below 16 ticks). Few batches know their own spread badly, so that an interval takes Student's t: `interval`. Finite-time exponents need not be in order; they
-    are not sorted, which would bias them. A direction that the map forgets has −inf. A row whose orbit or tangents left the finite numbers holds NaN, and its `result` says why. `size` is how many
+    are not sorted, which would bias them. A direction that the map forgets, or shrinks in one step beside another by more than rounding can carry (10¹³ times in float64, 10⁶ in
+    float32), has −inf. A row whose orbit or tangents left the finite numbers holds NaN, and its `result` says why. `size` is how many
     numbers a state has, and so how many exponents there are.
     """
 

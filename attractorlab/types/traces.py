@@ -14,8 +14,9 @@ from attractorlab.types.base import Origin
 class TraceEstimate:
     """tr J, tr J², … and ‖J‖_F at each point, from products with random probes, each with its standard error.
 
-    `standard_error` and `frobenius_error` come from the spread over the probes, so an interval takes Student's t: `interval`. That of ‖J‖_F is to first order, and below ten probes its intervals cover a little less than they say. Rounding is not in them. Where
-    `exact` holds there were at least as many probes as the state has numbers: the Jacobian itself was formed, `probes` is 0 and the errors are 0. tr Jᵏ is the sum of the k-th powers of all
+    `standard_error` and `frobenius_error` come from the spread over the probes, so an interval takes Student's t: `interval`. That of ‖J‖_F is to first order. Below ten probes
+    intervals cover less than they say where few directions carry the trace: one of 95 %, from 4 probes of a steep spectrum, about 85 %, and of ‖J‖_F 80 %. Rounding is not in them. Where
+    `exact` holds there were at least as many probes as the state has numbers, or these are few: the Jacobian itself was formed, `probes` is 0 and the errors are 0. tr Jᵏ is the sum of the k-th powers of all
     eigenvalues. A Jacobian that is not finite gives NaN, and so does a power beyond the largest number.
     """
 
@@ -59,6 +60,9 @@ class SpectralDensity:
 
     def average(self, of: Callable[[Tensor], Tensor]) -> tuple[Float[Tensor, " point"], Float[Tensor, " point"]]:
         """The mean of a function of the values over all of them, with its standard error over the probes: 0 where exact, NaN from one probe.
+
+        The error says nothing of what the nodes cannot resolve. m nodes are exact for polynomials up to degree 2m − 1 (in σ² for singular values); for other functions, above all those with a jump
+        or a kink among the values, compare with twice as many.
 
         Args:
             of: The function, entry by entry, e.g. `torch.square`: the mean of σ² is ‖J‖_F² over the size.

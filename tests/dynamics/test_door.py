@@ -12,7 +12,7 @@ from attractorlab.dynamics.fixed_points import by_iteration, find_fixed_points
 from attractorlab.dynamics.lyapunov import lyapunov_exponents
 from attractorlab.dynamics.non_normality import non_normality
 from attractorlab.dynamics.spectrum import spectrum
-from attractorlab.maps import LatentMap
+from attractorlab.maps import LatentMap, strobe
 from attractorlab.models import load
 from attractorlab.tasks import load as puzzles
 from attractorlab.types import State
@@ -77,6 +77,8 @@ SOUND = {
     "large": lambda z: {"z": 1e6 * z["z"] ** 3},
     "a small difference of large terms": lambda z: {"z": torch.exp(z["z"]) - 1.0},
     "chaotic": lambda z: {"z": 1 - 1.9 * z["z"] ** 2},
+    "sorted": lambda z: {"z": z["z"].sort(dim=1).values},
+    "the largest few": lambda z: {"z": torch.where(z["z"] >= z["z"].topk(2, dim=1).values[:, -1:], z["z"], 0.0) @ W},
     "normalised": lambda z: {"z": torch.nn.functional.rms_norm(z["z"] @ W, (6,))},
 }
 
@@ -88,7 +90,7 @@ def test_sound_maps_pass(name, dtype, generator):
     for scale in (1e-3, 1.0, 100.0):
         z = {"z": scale * torch.randn(5, 6, dtype=dtype, generator=generator)}
         check_at(f, z, "test")
-    for small in (0.0, 1e-14, 1e-9):
+    for small in (0.0, 1e-14, 1e-9, 1.0):
         check_at(f, {"z": torch.full((3, 6), small, dtype=dtype)}, "test")
 
 
@@ -115,3 +117,48 @@ def test_states_and_maps_of_two_dtypes_are_refused():
     f = LatentMap(lambda z, x: {"z": z["z"].double()}, {})
     with pytest.raises(ValueError, match=r"`test` got states in float32 for a map in float64\. State and map are worked on in one dtype\. Cast both"):
         check_at(f, {"z": torch.zeros(2, 2)}, "test")
+
+
+OPEN = {
+    "leaves": (lambda z, x: {"y": z["z"]}, r"takes a state of leaves \['z'\] to \['y'\]\. f\(z\) has the names and shapes"),
+    "one leaf more": (lambda z, x: {**z, "y": z["z"]}, r"to \['y', 'z'\]"),
+    "nothing": (lambda z, x: None, r"to NoneType"),
+    "width": (lambda z, x: {"z": z["z"][:, :1]}, r"takes leaf 'z' of shape \[4, 6\] to shape \[4, 1\]"),
+    "rows": (lambda z, x: {"z": z["z"][:1]}, r"of shape \[4, 6\] to shape \[1, 6\]"),
+    "in place": (lambda z, x: {"z": z["z"].mul_(0.5)}, r"writes into leaf 'z' of its argument\. f\(z\) leaves z alone\. Replace the in-place"),
+}
+
+
+@pytest.mark.parametrize("caller", ANALYSES)
+@pytest.mark.parametrize("name", OPEN)
+def test_what_is_no_map_of_states_to_states_is_refused_and_the_states_are_left_alone(caller, name, generator):
+    z = {"z": torch.randn(4, 6, dtype=torch.float64, generator=generator)}
+    before = z["z"].clone()
+    with pytest.raises(ValueError, match=rf"`{caller}` got a map that .*{OPEN[name][1]}"):
+        ANALYSES[caller](LatentMap(OPEN[name][0], {}), z)
+    assert z["z"].equal(before)
+
+
+def test_a_map_that_writes_is_refused_with_rows_that_are_not_finite_too():
+    with pytest.raises(ValueError, match="writes into leaf"):
+        check_at(LatentMap(lambda z, x: {"z": z["z"].add_(1.0)}, {}), {"z": torch.tensor([[torch.nan], [torch.inf], [1.0]])}, "test")
+    check_at(LatentMap(lambda z, x: {"z": z["z"] + 1.0}, {}), {"z": torch.tensor([[torch.nan], [torch.inf], [1.0]])}, "test")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_derivative_that_is_left_out_shows_about_zero_too(dtype):
+    w = W.to(dtype)
+    f = LatentMap(lambda z, x: {"z": torch.tanh(z["z"].detach() @ w) + 0.0 * z["z"] + 0.1}, {})
+    with pytest.raises(ValueError, match="derivative misses 100 %"):
+        check_at(f, {"z": torch.zeros(2, 6, dtype=dtype)}, "test")
+
+
+def test_many_chaotic_ticks_in_one_amplify_rounding_and_are_no_mixing_of_rows(generator):
+    w = 0.3 * torch.randn(100, 100, dtype=torch.float64, generator=generator)
+    f = LatentMap(lambda z, x: {"z": torch.tanh(z["z"] @ w)}, {})
+    z = {"z": torch.randn(7, 100, dtype=torch.float64, generator=generator)}
+    for _ in range(30):
+        z = f(z)
+    check_at(strobe(f, 100), z, "test")
+    with pytest.raises(ValueError, match="A row depends on itself alone"):
+        check_at(strobe(LatentMap(lambda z, x: {"z": torch.tanh(z["z"] @ w) - 0.1 * z["z"].mean(0)}, {}), 4), z, "test")

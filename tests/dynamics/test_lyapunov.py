@@ -265,3 +265,56 @@ def test_misuse_is_refused():
         lyapunov_exponents(f, z, k=1, ticks=0, transient=-1)
     with pytest.raises(ValueError, match=r"got states in bfloat16.*Exponents need float64 or float32.*Cast both"):
         lyapunov_exponents(f, trees.to(z, torch.bfloat16), k=1, ticks=1)
+
+
+def test_a_direction_that_is_lost_is_told_from_rounding_in_any_basis(generator):
+    a, b = torch.randn(2, 6, generator=generator, dtype=F64)
+    lost = torch.outer(a, b) + 0.1 * torch.outer(b, a)  # of rank two
+    for dtype in (F64, torch.float32):
+        z = {"z": torch.zeros(2, 6, dtype=dtype)}
+        found = lyapunov_exponents(plain(lambda z: z @ lost.to(z).T), z, k=4, ticks=30, transient=30)
+        # All that is kept is the span of a and b, whose volume grows by the determinant of what the map does there.
+        plane = torch.linalg.qr(torch.stack([a, b], 1))[0]
+        volume = torch.linalg.slogdet(plane.T @ lost @ plane).logabsdet.item()
+        assert found.exponents[:, :2].sum(1).tolist() == pytest.approx([volume] * 2, abs=1e-4)
+        assert found.exponents[:, 2:].isneginf().all() and found.result.tolist() == [Result.COMPLETED.code] * 2
+    # A layer that normalises forgets the length of each row.
+    w = torch.randn(6, 6, generator=generator, dtype=F64)
+    normal = lyapunov_exponents(plain(lambda z: torch.nn.functional.rms_norm(z @ w, (6,), eps=0.0)), {"z": torch.randn(1, 6, generator=generator, dtype=F64)}, k=6, ticks=30)
+    assert normal.exponents.isneginf().tolist() == [[False] * 5 + [True]]
+
+
+def test_updates_that_are_not_the_rule_are_refused():
+    part = Update("a", ("z",), lambda z, x: {"z": 0.5 * z["z"]})
+    f = LatentMap(lambda z, x: {"z": 2 * z["z"]}, {}, updates=(part,))
+    with pytest.raises(ValueError, match=r"`lyapunov_exponents` got a map whose updates and rule differ"):
+        lyapunov_exponents(f, one(1.0, 2.0), k=1, ticks=2, by_update=True)
+    assert lyapunov_exponents(f, one(1.0, 2.0), k=1, ticks=2).exponents.item() == pytest.approx(math.log(2))
+
+
+class OnceSquare(torch.autograd.Function):
+    """z², whose derivative cannot be differentiated, and is 0 at 0."""
+
+    @staticmethod
+    def forward(x):
+        return x.square()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 2 * grad * ctx.saved_tensors[0]
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 2 * tangent * ctx.saved_tensors[0]
+
+
+def test_an_operation_that_is_seen_on_the_way_only_is_not_left_out():
+    z = {"z": torch.zeros(1, 3, dtype=F64)}
+    left, right = (lyapunov_exponents(plain(lambda z, op=op: 1 - 1.4 * op(z) + 0.1 * z), z, k=1, ticks=50).exponents for op in (OnceSquare.apply, torch.square))
+    assert torch.allclose(left, right, atol=1e-9)

@@ -225,3 +225,39 @@ def test_ones_on_the_circle_and_powers_beyond_numbers():
     assert found.kreiss[0].item() == pytest.approx(1, abs=1e-6) and found.kreiss[1].isnan()
     assert found.transient_growth[0].tolist() == pytest.approx([1.0] * 61)
     assert found.transient_growth[1, 60] == math.inf and found.transient_growth[1, 10] == pytest.approx(1e60)
+
+
+def test_a_direction_of_other_shape_is_refused(generator):
+    f = LatentMap(lambda z, x: {"z": 0.5 * z["z"]}, {})
+    z = {"z": torch.randn(3, 4, dtype=torch.float64, generator=generator)}
+    for direction in ({"z": z["z"][:1]}, {"z": torch.ones(5, 4, dtype=torch.float64)}, {"y": z["z"]}):
+        with pytest.raises(ValueError, match=r"`non_normality` got a direction of .* for states of \{'z': \[3, 4\]\}\. Every row has a direction.*Pass a displacement"):
+            non_normality(f, z, ticks=1, direction=direction)
+
+
+def test_rounding_does_not_lift_the_kreiss_constant_of_a_rotation_above_one(generator):
+    for n in (1, 2, 9, 40):
+        turn = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))[0]
+        found = kreiss(turn[None].to(torch.complex128)).item()
+        assert math.isnan(found) or 1 <= found <= 1 + 1e-12
+
+
+def test_states_that_are_constant_have_a_jacobian_of_zeros():
+    for n in (3, 1_200):
+        f = LatentMap(lambda z, x: {"z": torch.ones_like(z["z"])}, {})
+        found = non_normality(f, {"z": torch.ones(1, n, dtype=torch.float64)}, ticks=2)
+        assert found.sigma_max.tolist() == [0] and found.transient_growth.tolist() == [[1, 0, 0]]
+
+
+def test_a_field_of_values_with_many_peaks_of_nearly_one_height(generator):
+    # Disks about 0.9 rᵢe^{iθᵢ} of radius 0.1 rᵢ reach out to rᵢ: the farthest by 0.15 %, between the others.
+    angles, reach = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 0.4583], dtype=F64), torch.tensor([1.0] * 6 + [1.0015], dtype=F64)
+    centre, up = torch.polar(0.9 * reach, angles), torch.tensor([[0.0, 0.2], [0.0, 0.0]], dtype=F64)
+    disks = torch.block_diag(*(c * torch.eye(2, dtype=F64) + r * up for c, r in zip(centre, reach, strict=True)))
+    turn = torch.linalg.qr(torch.randn(14, 14, dtype=torch.complex128, generator=generator))[0]
+    assert numerical_radius((turn @ disks @ turn.mH)[None]).item() == pytest.approx(1.0015, rel=2e-9)
+    # The field of values of [[a, b], [0, c]] is an ellipse with the foci a and c and the minor axis |b|: for c = −a, the largest modulus is √(a² + b²/4).
+    ellipse = torch.tensor([[[0.6j, 0.5], [0.0, -0.6j]]], dtype=torch.complex128)
+    assert numerical_radius(ellipse).item() == pytest.approx(math.sqrt(0.36 + 0.0625), rel=2e-9)
+    rows = torch.randn(5, 6, 6, dtype=torch.complex128, generator=generator)
+    assert numerical_radius(rows).equal(torch.cat([numerical_radius(row[None]) for row in rows]))

@@ -8,6 +8,7 @@ import torch
 from attractorlab import trees
 from attractorlab.dynamics.densities import singular_density
 from attractorlab.dynamics.lyapunov import lyapunov_exponents
+from attractorlab.dynamics.non_normality import non_normality
 from attractorlab.dynamics.traces import by_hutchinson, by_xtrace, traces
 from attractorlab.maps import LatentMap
 from attractorlab.statistics import students_t
@@ -200,3 +201,61 @@ def test_misuse_is_refused(generator):
         traces(f, z, powers=1, probes=1, generator=generator)
     with pytest.raises(ValueError, match=r"`traces` got states in float16.*need float64 or float32.*Cast both"):
         traces(f, {"z": z["z"].half()}, powers=1, probes=2, generator=generator)
+
+
+class Backwards(torch.autograd.Function):
+    """tanh without forward mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (1 - torch.tanh(ctx.saved_tensors[0]).square())
+
+
+class BackwardsOnce(Backwards):
+    """tanh without forward mode, whose derivative cannot be differentiated."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad * (1 - torch.tanh(ctx.saved_tensors[0]).square())
+
+
+class Neither(torch.autograd.Function):
+    """tanh without any derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.tanh(x)
+
+
+USES = {
+    "traces": lambda f, z: traces(f, z, powers=2, probes=30, generator=torch.Generator().manual_seed(1)),
+    "singular_density": lambda f, z: singular_density(f, z, probes=2, steps=3, generator=torch.Generator().manual_seed(1)),
+    "non_normality": lambda f, z: non_normality(f, z, ticks=2),
+    "lyapunov_exponents": lambda f, z: lyapunov_exponents(f, z, k=2, ticks=4),
+}
+
+
+@pytest.mark.parametrize("caller", USES)
+def test_operations_without_forward_mode_go_another_way_or_are_refused(caller, generator):
+    z = {"z": torch.randn(2, 20, generator=generator, dtype=F64)}
+    made = {op: LatentMap(lambda z, x, op=op: {"z": op(z["z"].roll(1, 1)) + 0.3 * z["z"]}, {}) for op in (torch.tanh, Backwards.apply, BackwardsOnce.apply, Neither.apply)}
+    left, right = USES[caller](made[torch.tanh], z), USES[caller](made[Backwards.apply], z)
+    for name in ("traces", "frobenius", "nodes", "sigma_max", "kreiss", "exponents"):
+        if name in left.__dict__:
+            assert torch.allclose(left.__dict__[name], right.__dict__[name], rtol=1e-9), name
+    for op in (BackwardsOnce.apply, Neither.apply):
+        with pytest.raises(ValueError, match=r"an operation of it cannot be differentiated in forward mode, nor twice in reverse mode.*Write the operation that is named above in torch"):
+            USES[caller](made[op], z)
+
+
+def test_in_few_dimensions_where_probes_agree_by_chance_the_jacobian_is_formed(generator):
+    a = torch.randn(3, 3, generator=generator, dtype=F64)
+    for seed in range(20):
+        found = traces(*of(a), powers=2, probes=2, generator=torch.Generator().manual_seed(seed), method=by_hutchinson)
+        assert found.exact and found.traces[0].tolist() == pytest.approx([a.trace().item(), (a @ a).trace().item()])
