@@ -13,6 +13,7 @@ from attractorlab.maps import LatentMap
 from attractorlab.types import State
 
 NEAR = {torch.float64: 1e-8, torch.float32: 1e-4}  # relative to ‖J‖: eigenvalues nearer than this are one
+COARSE = {torch.float64: 1e-3, torch.float32: 1e-2}  # relative to ‖J‖: eigenvalues further apart than this are never one, nor found if their residual is larger
 HARMLESS = 0.1  # an eigenvalue below it is inside the unit circle, however ill-conditioned
 
 
@@ -113,10 +114,10 @@ def assemble(product: Product, transpose: Product, kind: torch.dtype, right: Sid
     """Measure the defects, pair left with right vectors, and read the conditions. Both products number the points of the two sides."""
     size = torch.maximum(right.size, left.size)
     finite = torch.isfinite(right.size + left.size)
-    near = NEAR[kind] * size.nan_to_num(0)
+    near, coarse = NEAR[kind] * size.nan_to_num(0), COARSE[kind] * size.nan_to_num(0)
     values = torch.where(finite[:, None], right.values, torch.nan)
     defect = _defects(product, values, right.vectors)
-    condition, partner = _pair(values, right.vectors, defect, left, near)
+    condition, partner = _pair(values, right.vectors, defect, left, near, coarse)
     own = _own_left(transpose, values, right.vectors, condition, near)
     return Modes(
         eigenvalues=values,
@@ -125,7 +126,7 @@ def assemble(product: Product, transpose: Product, kind: torch.dtype, right: Sid
         right=torch.where(finite[:, None, None], right.vectors, torch.nan),
         left=torch.where(own[:, :, None], right.vectors, partner),
         size=size,
-        agreed=_agreed(values, left, near, order) & right.sure & finite,
+        agreed=_agreed(values, left, coarse[:, None], order) & right.sure & finite,
         method="",
         products=0,
     )
@@ -158,11 +159,11 @@ def _image(product: Product, vectors: Tensor, needed: Bool[Tensor, "point mode"]
 
 
 def _pair(
-    values: Tensor, vectors: Tensor, defect: Tensor, left: Side, near: Float[Tensor, " point"]
+    values: Tensor, vectors: Tensor, defect: Tensor, left: Side, near: Float[Tensor, " point"], coarse: Float[Tensor, " point"]
 ) -> tuple[Float[Tensor, "point mode"], Complex[Tensor, "point mode dim"]]:
     """Condition and left vector: each right mode meets the span of the left vectors whose eigenvalue is its own.
 
-    A right and a left eigenvalue are one if they differ by less than `near`, or than ten times what their residuals explain.
+    A right and a left eigenvalue are one if they differ by less than `near`, or than ten times what their residuals explain, if that is below `coarse`.
     """
     others = torch.where(left.vectors.isfinite().all(2), left.values, torch.nan)
     span = torch.where(others.isfinite()[:, :, None], left.vectors, 0)
@@ -171,7 +172,7 @@ def _pair(
     gap, best = apart.min(2)
     alone = 1 / overlap.gather(2, best[:, :, None])[:, :, 0].abs()
     explained = 10 * alone * (defect + left.residual.gather(1, best))
-    paired = gap <= torch.maximum(near[:, None], torch.minimum(explained, 1e5 * near[:, None]))
+    paired = gap <= torch.maximum(near[:, None], torch.minimum(explained, coarse[:, None]))
     # Copies of a multiple eigenvalue: the best left vector in their span, near-parallel ones counted once.
     same = ((others[:, None, :] - others.gather(1, best)[:, :, None]).abs() <= near[:, None, None]) & paired[:, :, None]
     gram = torch.einsum("pjd,pld->pjl", span.conj(), span)[:, None] * (same[:, :, :, None] & same[:, :, None, :])
@@ -196,9 +197,8 @@ def _own_left(transpose: Product, values: Tensor, vectors: Tensor, condition: Te
     return doubtful & (miss <= near[:, None])
 
 
-def _agreed(values: Tensor, left: Side, near: Tensor, order: Order) -> Bool[Tensor, " point"]:
+def _agreed(values: Tensor, left: Side, coarse: Float[Tensor, "point one"], order: Order) -> Bool[Tensor, " point"]:
     """Whether the settled left eigenvalues that are clearly ahead of the last right one are among the right ones, and no more often than those."""
-    coarse = 1e5 * near[:, None]
     settled = left.residual <= coarse
     copies = ((left.values[:, :, None] - left.values[:, None, :]).abs() <= coarse[:, :, None]) & settled[:, None, :]
     known = (left.values[:, :, None] - values[:, None, :]).abs() <= 2 * coarse[:, :, None]

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from attractorlab import trees
 from attractorlab.dynamics import direct
-from attractorlab.dynamics.krylov import NOISE, Jacobian, Product, blocks_of_rows, dtype_of, gmres
+from attractorlab.dynamics.krylov import CACHE, NOISE, Jacobian, Product, blocks_of_rows, dtype_of, gmres
 from attractorlab.dynamics.orbits import DIVERGED, FLOOR
 from attractorlab.maps import LatentMap, relative
 from attractorlab.types import Result, State
 
 GMRES_CAP = 60  # products that one linear solve in Krylov spaces may take
 DIRECT = 100  # numbers of a state up to which the equations of a Newton step are formed and solved directly: there as many products cost less than a Krylov space
+BUFFERS = 2  # the Jacobian of a row and its factors
 ERROR_FORCING, UNSOLVED = 1e-2, 0.1  # the error estimate is good to two digits, and is none where so much of the equations is left unsolved
 
 
@@ -78,12 +79,12 @@ class Search:
         d, left, new = torch.zeros_like(x), torch.zeros_like(x[:, 0]), (~old).nonzero().squeeze(1).cpu()
         if bool(old.any()):
             d[old] = self.factors.solve(rows[old.cpu()], -r[old])
-        if len(new):
-            matrix = direct.matrix_of(self.f.take(rows[new]), self.state(x[new]))
+        for part in new.split(max(1, CACHE[x.device.type] // (8 * BUFFERS * x.shape[1] ** 2))):  # all that is done to a matrix, while it is in the cache
+            matrix = direct.matrix_of(self.f.take(rows[part]), self.state(x[part]))
             matrix.diagonal(dim1=1, dim2=2).sub_(1)
-            rounding = max(FLOOR[self.dtype] / 10, torch.finfo(self.dtype).eps) * norm(x[new])
-            d[new], left[new], kept = direct.solve(matrix, -r[new], singular=direct.SINGULAR[self.dtype], rounding=rounding)
-            self.factors.keep(rows[new], *kept)
+            rounding = max(FLOOR[self.dtype] / 10, torch.finfo(self.dtype).eps) * norm(x[part])
+            d[part], left[part], kept = direct.solve(matrix, -r[part], singular=direct.SINGULAR[self.dtype], rounding=rounding)
+            self.factors.keep(rows[part], *kept)
         return d, left
 
 

@@ -2,6 +2,7 @@
 
 import torch
 from jaxtyping import Float
+from scipy.linalg import eig
 from torch import Tensor
 
 from attractorlab import trees
@@ -15,6 +16,7 @@ from attractorlab.types import Spectrum, State
 DENSE_LIMIT = 1_000  # numbers of a state up to which the whole Jacobian is formed
 BAND = {torch.float64: 1e-4, torch.float32: 1e-3}  # half width of the marginal band around 1
 TRUSTED = 1e-3  # an error estimate above it is no longer one
+DEPENDENT = 1e7  # condition of the matrix of eigenvectors above which its inverse is not to be trusted
 SCATTERED = 20  # errors: eigenvalues nearer to each other may be one multiple eigenvalue that rounding took apart
 
 
@@ -35,7 +37,7 @@ def spectrum(f: LatentMap, z: State, *, k: int, order: Order = by_modulus, metho
     Returns:
         One entry per row of `z`. The error of an eigenvalue is its condition times its defect, or times the rounding of a product where that is more; eigenvalues within 20 errors of
         each other may be one defective eigenvalue taken apart, and have as many times that error. With δ the larger of 1e-4 (float32:
-        1e-3) and five errors, a point is unstable(n) if n of the returned moduli exceed 1 by more than their error and δ (n+ if those are all that were asked for); else
+        1e-3) and five errors, a point is unstable(n) if n of the returned moduli exceed 1 by more than their error and δ (n+ if there may be more: those are all that were asked for, or what follows holds too); else
         ill-conditioned if an eigenvalue that could reach the circle has an error above 1e-3, or left and right
         vectors, whose searches start apart, give different ones; else marginal if one lies within the band; else stable. Eigenvalues below 0.1 are held to be
         inside, however ill-conditioned: blocks of exact zeros from norm layers are. A Jacobian that is not finite gives NaN and ill-conditioned.
@@ -120,18 +122,18 @@ def _dense_part(jacobian: Jacobian, transpose: Jacobian, rows: Tensor, k: int, o
     safe = torch.where(finite[:, None, None], matrix, 0)
     values, vectors = torch.linalg.eig(safe)
     inverse, info = torch.linalg.inv_ex(vectors)
+    spread = torch.linalg.vector_norm(inverse, dim=(1, 2)) * torch.linalg.vector_norm(vectors, dim=(1, 2))
     lefts = (inverse / torch.linalg.vector_norm(inverse, dim=2, keepdim=True)).conj()
-    others = values.clone()
-    singular = (info != 0) | ~lefts.isfinite().flatten(1).all(1)
-    if bool(singular.any()):  # a defective eigenvalue; the left vectors of the others exist all the same
-        others[singular], turned = torch.linalg.eig(safe[singular].mT)
-        lefts[singular] = turned.mT.conj()
+    # Vectors that are nearly dependent, as of a defective eigenvalue, cannot be inverted; the left ones exist all the same.
+    for point in ((info != 0) | ~(spread < DEPENDENT)).nonzero().squeeze(1).tolist():
+        theta, turned, straight = map(torch.from_numpy, eig(safe[point].numpy(), left=True, right=True))
+        values[point], vectors[point], lefts[point] = theta, straight, turned.mT
     size = torch.where(finite, torch.linalg.vector_norm(safe, dim=1).amax(1), torch.nan)
     sides = []
-    for theta, basis, count in ((values, vectors.mT, k), (others, lefts, min(dim, k + SPARE))):
-        place = leading(theta, order=order)[:, :count]
+    for basis, count in ((vectors.mT, k), (lefts, min(dim, k + SPARE))):
+        place = leading(values, order=order)[:, :count]
         exact, one = torch.zeros(place.shape, dtype=torch.float64), torch.ones(len(rows), dtype=torch.int64)
-        sides.append(Side(theta.gather(1, place), basis.gather(1, place[:, :, None].expand(-1, -1, dim)), exact, size, one, one == 1))
+        sides.append(Side(values.gather(1, place), basis.gather(1, place[:, :, None].expand(-1, -1, dim)), exact, size, one, one == 1))
     device = next(iter(jacobian.z.values())).device
 
     def on_device(operator: Jacobian) -> Product:
@@ -167,7 +169,7 @@ def _verdicts(found: Modes, error: Float[Tensor, "point mode"], band: float, dim
         if not bool(found.eigenvalues[point].isfinite().all()):
             words.append("ill-conditioned")
         elif count:
-            more = "+" if count == key.shape[1] < dim else ""
+            more = "+" if count == key.shape[1] < dim or bool(unsure[point].any()) or not bool(found.agreed[point]) else ""
             words.append(f"unstable({count}{more})")
         elif bool(unsure[point].any()) or not bool(found.agreed[point]):
             words.append("ill-conditioned")

@@ -71,7 +71,7 @@ class Spectrum:
     `defect` is ‖Jv − λv‖/‖v‖, measured with products of its own; `condition` is 1/|w*v| for unit left and right
     vectors (infinite when they could not be paired); `error` how far the eigenvalue may be off to first order, about their product. `radius` is the largest
     modulus, or real part. `verdict` is one of stable, unstable(k), marginal, ill-conditioned;
-    unstable(k+) when all the modes that were asked for lie outside the unit circle, so that there may be more.
+    unstable(k+) when there may be more outside the unit circle: all the modes that were asked for are, or others are ill-conditioned.
     """
 
     eigenvalues: Complex[Tensor, "point mode"]

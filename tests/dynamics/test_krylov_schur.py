@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import attractorlab as al
 from attractorlab.dynamics.krylov_schur import leading_schur
-from attractorlab.dynamics.modes import leading
+from attractorlab.dynamics.modes import Side, assemble, by_modulus, leading
 from attractorlab.maps import LatentMap
 from attractorlab.testing import toys
 
@@ -310,3 +310,19 @@ def test_schur_vectors_span_what_the_matrix_maps_into_itself(generator):
         values = torch.linalg.eigvals(a)
         inner = torch.linalg.eigvals(q.T @ a @ q).abs().sort(descending=True).values
         assert (inner[: kept - 1] - values.abs().sort(descending=True).values[: kept - 1]).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
+def test_a_leading_eigenvalue_that_the_other_side_alone_found_is_a_disagreement(kind):
+    a = torch.diag(torch.tensor([1.5, 0.5, 0.4, 0.3], dtype=torch.float64))
+    one = torch.ones(1, dtype=torch.int64)
+
+    def side(*places):
+        values, vectors = a.diagonal()[list(places)][None], torch.eye(4, dtype=torch.float64)[list(places)][None]
+        return Side(values.to(torch.complex128), vectors.to(torch.complex128), torch.zeros_like(values), torch.tensor([1.5], dtype=torch.float64), one, one == 1)
+
+    def agreed(right, left):
+        return bool(assemble(lambda v, at: v @ a, lambda v, at: v @ a, kind, right, left, by_modulus).agreed)
+
+    assert agreed(side(0, 1), side(0, 1, 2))
+    assert not agreed(side(1, 2), side(0, 1, 2))

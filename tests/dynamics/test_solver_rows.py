@@ -6,6 +6,7 @@ import torch
 from attractorlab import by_anderson, by_broyden, by_gauss_newton, by_minimisation, by_newton_krylov, find_fixed_points, trees
 from attractorlab.dynamics import direct
 from attractorlab.dynamics.fixed_points import by_iteration
+from attractorlab.dynamics.krylov import CACHE
 from attractorlab.dynamics.searching import DIRECT
 from attractorlab.maps import LatentMap
 from attractorlab.types import Result
@@ -193,3 +194,15 @@ def test_broydens_method_ends_within_twice_the_dimension_on_a_linear_map(size, g
     matrix, b, exact = contraction(size, torch.linspace(-0.9, 0.7, size, dtype=F64), generator)
     found = search(plain(lambda z: z @ matrix + b), torch.zeros(1, size, dtype=F64), by_broyden, tol=1e-9).require()
     assert found.steps.item() <= 2 * size + 1 and (found.states["z"] - exact).norm() < 1e-7 * exact.norm()
+
+
+def test_newton_steps_are_made_of_as_many_rows_as_the_cache_holds(monkeypatch, generator):
+    formed = []
+    matrix_of = direct.matrix_of
+    monkeypatch.setattr(direct, "matrix_of", lambda f, z: formed.append(trees.rows(z)) or matrix_of(f, z))
+    weight = 0.5 * torch.randn(60, DIRECT, DIRECT, generator=generator, dtype=F64) / DIRECT**0.5
+    f = LatentMap(lambda z, x: {"z": torch.tanh((x["w"] @ z["z"][:, :, None])[:, :, 0] + 1)}, {"w": weight}, instance=torch.arange(60), start=torch.zeros(60).long())
+    found = search(f, torch.zeros(60, DIRECT, dtype=F64), by_newton_krylov, tol=1e-12).require()
+    assert max(formed) * 16 * DIRECT**2 <= CACHE["cpu"] and sum(formed) >= 60
+    last = search(f.take([59]), torch.zeros(1, DIRECT, dtype=F64), by_newton_krylov, tol=1e-12)
+    assert (found.states["z"][59] - last.states["z"][0]).norm() < 1e-10

@@ -156,6 +156,44 @@ def test_a_large_jordan_block_is_ill_conditioned(method, generator):
     assert jordan.verdict == ("ill-conditioned",)
 
 
+def chain(n, step, coupling):
+    """A bidiagonal matrix with the eigenvalues 0.9, 0.9 − step, ..., and their conditions, by hand."""
+    values = [0.9 - step * i for i in range(n)]
+
+    def length(i, way):
+        entry, square, j = 1.0, 1.0, i + way
+        while 0 <= j < n:
+            entry *= coupling / (values[i] - values[j])
+            square, j = square + entry**2, j + way
+        return square**0.5
+
+    a = torch.diag(torch.tensor(values, dtype=torch.float64)) + coupling * torch.diag(torch.ones(n - 1, dtype=torch.float64), 1)
+    return a, torch.tensor([length(i, -1) * length(i, 1) for i in range(n)])
+
+
+def test_conditions_are_true_where_the_eigenvectors_nearly_depend_on_each_other(generator):
+    a, condition = chain(24, 0.03, 0.5)
+    found = spectrum(matrix_map(turned(a, generator)), origin(24), k=4, method=by_dense)
+    assert (found.condition[0] / condition[:4] - 1).abs().max() < 1e-2  # up to 3e9, of vectors whose matrix has no inverse in float64
+    assert ((found.eigenvalues[0] - a.diagonal()[:4]).abs() < found.error[0]).all()
+
+
+def test_eigenvalues_that_float64_cannot_resolve_are_ill_conditioned(generator):
+    a, condition = chain(30, 0.03, 1.0)
+    assert condition[0] > 1e13
+    found = spectrum(matrix_map(turned(a, generator)), origin(30), k=4, method=by_dense)
+    assert (found.eigenvalues[0] - a.diagonal()[:4]).abs().max() > 1e-2
+    assert found.verdict == ("ill-conditioned",)
+
+
+def test_an_unstable_point_with_modes_that_nothing_is_known_of_may_have_more(generator):
+    block = 0.95 * torch.eye(8, dtype=torch.float64) + 0.3 * torch.diag(torch.ones(7, dtype=torch.float64), 1)
+    both = torch.block_diag(torch.tensor([[5.0]], dtype=torch.float64), block)
+    found = spectrum(matrix_map(turned(both, generator)), origin(9), k=4)
+    assert found.error[0, 1:].min() > 1e-3
+    assert found.verdict == ("unstable(1+)",)
+
+
 @METHODS
 def test_defective_blocks_of_exact_zeros_do_not_spoil_the_leading_ones(method, generator):
     a = torch.zeros(40, 40, dtype=torch.float64)
