@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attractorlab import trees
 from attractorlab.dynamics.orbits import FLOOR
+from attractorlab.dynamics.records import Record
 from attractorlab.maps import LatentMap, relative
 from attractorlab.types import State
 
@@ -98,13 +99,16 @@ def _check_derivative(f: LatentMap, z: State, caller: str) -> None:
     size = float(trees.norm(z))
     size = size if size > torch.finfo(kind).eps ** 0.5 else 1.0  # about 0, as for residuals; where that is no small step, the quotients differ
     v = trees.scale(v, 1 / trees.norm(v))
+    first = torch.zeros(1, dtype=torch.int64)
+    record = Record(f, z, first)  # what products are made of, wherever a map can be recorded
+    walked = record(trees.flatten(v).to(torch.float64), first) if record.usable else None
     try:
-        pushed = f.jvp(z, v)
-    except (RuntimeError, NotImplementedError):  # no forward mode: the products have other ways
+        push = _flat(f.jvp(z, v)) if walked is None else walked[0]
+    except (RuntimeError, NotImplementedError):  # nor forward mode: there are other ways, or an error that says so
         return
-    if not bool(trees.finite(pushed).all()):
+    if not bool(push.isfinite().all()):
         return
-    push, here = _flat(pushed), _flat(_call(f, z))
+    here = _flat(_call(f, z))
     shares, secants, bends = [], [], []
     for distance in DISTANCES[kind]:
         h = distance * size

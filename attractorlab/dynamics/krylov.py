@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.orbits import chunks
+from attractorlab.dynamics.orbits import chunks, rows_at_once
 from attractorlab.dynamics.records import Record, not_differentiable, record_bytes, secant
 from attractorlab.maps import LatentMap
 from attractorlab.types import State
@@ -82,6 +82,18 @@ class Jacobian:
             return walked
 
         return product
+
+    def matrix(self, rows: Int[Tensor, " point"]) -> Float[Tensor, "point dim dim"]:
+        """The whole Jacobian at each of the points numbered `rows`: several of its columns at a time, from a record of as many copies of each point."""
+        n, dim, device = len(rows), trees.size(self.z), _device(self.z)
+        if not n:
+            return torch.zeros(0, dim, dim, dtype=torch.float64, device=device)
+        fit = min(rows_at_once(self.z), RECORD[device.type] // max(1, record_bytes(self.f, self.z)))
+        width = min(dim, max(1, fit // n))
+        product, everyone = self.at(rows.repeat_interleave(width)), torch.arange(n * width)
+        unit = torch.eye(-(-dim // width) * width, dim, dtype=torch.float64, device=device)  # beyond the last column come zeros
+        columns = [product(part.repeat(n, 1), everyone).unflatten(0, (n, width)) for part in unit.split(width)]
+        return torch.cat(columns, dim=1)[:, :dim].transpose(1, 2)
 
 
 def _device(z: State) -> torch.device:

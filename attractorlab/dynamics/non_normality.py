@@ -211,7 +211,7 @@ def _climb(height: Callable[[Tensor], Tensor], at: Float[Tensor, "point coordina
 def _dense(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons: tuple[float, ...]) -> NonNormality:
     dim, rows = trees.size(z), torch.arange(trees.rows(z))
     jacobian = Jacobian(f, z)
-    matrix = _formed(jacobian).cpu()
+    matrix = jacobian.matrix(torch.arange(trees.rows(jacobian.z))).cpu()
     finite = matrix.flatten(1).isfinite().all(1)
     safe = torch.where(finite[:, None, None], matrix, 0)
     u, s, vh = torch.linalg.svd(safe)
@@ -280,13 +280,6 @@ def _free(f: LatentMap, z: State, ticks: int, direction: State | None, epsilons:
         clock=f.clock,
         origin=f.origin,
     )
-
-
-def _formed(jacobian: Jacobian) -> Float[Tensor, "point dim dim"]:
-    """The whole Jacobian of each row."""
-    n, dim = trees.rows(jacobian.z), trees.size(jacobian.z)
-    unit = torch.eye(dim, dtype=torch.float64, device=next(iter(jacobian.z.values())).device).repeat(n, 1)
-    return jacobian(unit, torch.arange(n).repeat_interleave(dim)).unflatten(0, (n, dim)).transpose(1, 2)
 
 
 def _leading_part(matrix: Complex[Tensor, "point m m"]) -> Complex[Tensor, "point longer lead"]:

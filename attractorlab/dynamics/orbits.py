@@ -22,9 +22,13 @@ DIVERGED = 1e8  # times the norm of the start
 def chunks(z: State) -> Iterator[Int[Tensor, " chunk"]]:
     """Row numbers of `z`, as many at a time as its device works on best."""
     n = trees.rows(z)
+    yield from torch.arange(n).tensor_split(max(1, -(-n // rows_at_once(z))))
+
+
+def rows_at_once(z: State) -> int:
+    """How many rows like those of `z` its device works on best."""
     device = next(iter(z.values())).device
-    at_once = max(8, (CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK) // trees.size(z) // 8 * 8)
-    yield from torch.arange(n).tensor_split(max(1, -(-n // at_once)))
+    return max(8, (CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK) // trees.size(z) // 8 * 8)
 
 
 def check_tol(tol: float, dtype: torch.dtype, caller: str) -> None:

@@ -98,7 +98,7 @@ def dense_jacobian(f: LatentMap, z: State) -> Float[Tensor, "point dim dim"]:
                  [0., 6.]]], dtype=torch.float64)
     """
     f.coordinates(z)
-    return _dense(Jacobian(f, z), torch.arange(trees.rows(z)), trees.size(z))
+    return Jacobian(f, z).matrix(torch.arange(trees.rows(z)))
 
 
 def by_dense(f: LatentMap, z: State, *, k: int, order: Order) -> Modes:
@@ -109,15 +109,9 @@ def by_dense(f: LatentMap, z: State, *, k: int, order: Order) -> Modes:
     return gather(parts, "dense", jacobian.products + transpose.products, swapped=swapped)
 
 
-def _dense(jacobian: Jacobian, rows: Tensor, dim: int) -> Float[Tensor, "point dim dim"]:
-    device = next(iter(jacobian.z.values())).device
-    unit = torch.eye(dim, dtype=torch.float64, device=device).repeat(len(rows), 1)
-    return jacobian(unit, rows.repeat_interleave(dim)).unflatten(0, (len(rows), dim)).transpose(1, 2)
-
-
 def _dense_part(jacobian: Jacobian, transpose: Jacobian, rows: Tensor, k: int, order: Order) -> Modes:
     dim = trees.size(jacobian.z)
-    matrix = _dense(jacobian, rows, dim).cpu()
+    matrix = jacobian.matrix(rows).cpu()
     finite = matrix.flatten(1).isfinite().all(1)
     safe = torch.where(finite[:, None, None], matrix, 0)
     values, vectors = torch.linalg.eig(safe)
