@@ -193,7 +193,7 @@ import os, sys
 class Spy:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            print(os.environ.get("OMP_WAIT_POLICY"))
+            print(os.environ.get("GOMP_SPINCOUNT"))
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Spy())
 from attractorlab.cli import main
@@ -201,9 +201,9 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_sleep_while_they_wait_unless_told_otherwise(given, policy):
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | ({} if given is None else {"OMP_WAIT_POLICY": given})
+@pytest.mark.parametrize(("given", "policy"), [(None, "20000"), ("7", "7")])
+def test_threads_wait_shortly_and_then_sleep_unless_told_otherwise(given, policy):
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | ({} if given is None else {"GOMP_SPINCOUNT": given})
     for command in COMMANDS if given is None else COMMANDS[:1]:
         done = subprocess.run([sys.executable, "-c", SPY, command, "eqr-sudoku-4"], capture_output=True, text=True, env=environment, check=False)
         assert (done.returncode, done.stdout.split()) == (3, [policy]), done.stderr

@@ -12,6 +12,7 @@ from attractorlab.dynamics.door import check_at
 from attractorlab.dynamics.krylov import dtype_of
 from attractorlab.dynamics.newton import by_newton_krylov
 from attractorlab.dynamics.orbits import check_tol
+from attractorlab.dynamics.quasi_newton import by_anderson, by_broyden
 from attractorlab.dynamics.searching import Found, Search, Solver, run_in_chunks
 from attractorlab.maps import LatentMap, relative
 from attractorlab.types import FixedPointSet, State
@@ -51,7 +52,7 @@ def find_fixed_points(f: LatentMap, z: State, *, method: Solver = by_newton_kryl
     if max_steps < 0:
         raise ValueError(f"`find_fixed_points` got max_steps={max_steps}. A search takes 0 or more steps. Use max_steps=50.")
     instance, start = f.coordinates(z)
-    check_at(f, z, "find_fixed_points", derivative=method is not by_iteration)
+    check_at(f, z, "find_fixed_points", derivative=method not in (by_iteration, by_anderson, by_broyden))
     found = method(f, z, tol=tol, max_steps=max_steps)
     return FixedPointSet(
         states=found.states,
