@@ -7,12 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, Product, blocks_of_rows, dtype_of, random_vectors
-from attractorlab.dynamics.traces import check_points, pushing, whole
+from attractorlab.dynamics.krylov import DENSE_LIMIT, NOISE, Jacobian, Krylov, Product, blocks_of_rows, dtype_of, random_vectors
+from attractorlab.dynamics.traces import check_points, whole
 from attractorlab.maps import LatentMap
 from attractorlab.types import SpectralDensity, State
-
-DENSE_LIMIT = 1_000  # numbers of a state up to which the whole Jacobian may be formed
 
 Quadrature = tuple[Float[Tensor, "row node"], Float[Tensor, "row node"]]
 
@@ -91,7 +89,7 @@ def _density(f: LatentMap, z: State, probes: int, steps: int, generator: torch.G
         forth, back = Jacobian(here, at), Jacobian(here, at, transposed=True)
         everyone = torch.arange(len(rows))
         if exact:
-            parts = [_all(whole(pushing(forth.at(everyone)), at), kind)]
+            parts = [_all(whole(forth), kind)]
         else:
             ahead, behind = forth.at(everyone), back.at(everyone)
             quadrature = _golub_kahan if kind == "singular values" else _lanczos

@@ -38,8 +38,7 @@ def matrix_of(f: LatentMap, z: State) -> Float[Tensor, "row dim dim"]:
         whole = parts[0].flatten(2) if len(parts) == 1 else torch.cat([one.flatten(2) for one in parts], dim=2)
         return whole.to(torch.float64).transpose(0, 1).contiguous()
     except RuntimeError:  # an operation without a reverse mode or a batched one
-        product, at = Jacobian(f, z).at(torch.arange(rows)), torch.arange(rows)
-        return torch.stack([product(one.expand(rows, -1), at) for one in unit], dim=2)
+        return Jacobian(f, z).matrix(torch.arange(rows))
 
 
 class Factors:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from attractorlab import trees
 from attractorlab.dynamics.inside import check_updates
-from attractorlab.dynamics.krylov import NOISE, Jacobian, blocks_of_rows, dtype_of, random_vectors
+from attractorlab.dynamics.krylov import DENSE_LIMIT, NOISE, Jacobian, blocks_of_rows, dtype_of, random_vectors
 from attractorlab.dynamics.modes import Method
-from attractorlab.dynamics.spectrum import DENSE_LIMIT, dense_jacobian, leading_modes
+from attractorlab.dynamics.spectrum import dense_jacobian, leading_modes
 from attractorlab.maps import LatentMap, Update
 from attractorlab.types import Floquet, State
 

@@ -16,6 +16,7 @@ Product = Callable[[Float[Tensor, "row dim"], Int[Tensor, " row"]], Float[Tensor
 """Applies to each vector the operator of its row."""
 NOISE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
 """Relative length below which what orthogonalisation leaves of a product is rounding, by dtype of the map."""
+DENSE_LIMIT = 1_000  # numbers of a state up to which the whole Jacobian is formed
 MEMORY = {"cpu": 2**28, "cuda": 2**33}  # bytes that the basis of one chunk of rows may take
 CACHE = {"cpu": 2**22, "cuda": 2**40}  # bytes of the bases that are worked on at a time
 RECORD = {"cpu": 3 * 2**26, "cuda": 2**34}  # bytes that the recorded map of one chunk of rows may take
@@ -85,7 +86,7 @@ class Jacobian:
 
     def matrix(self, rows: Int[Tensor, " point"]) -> Float[Tensor, "point dim dim"]:
         """The whole Jacobian at each of the points numbered `rows`: several of its columns at a time, from a record of as many copies of each point."""
-        n, dim, device = len(rows), trees.size(self.z), _device(self.z)
+        n, dim, device = len(rows), trees.size(self.z), device_of(self.z)
         if not n:
             return torch.zeros(0, dim, dim, dtype=torch.float64, device=device)
         fit = min(rows_at_once(self.z), RECORD[device.type] // max(1, record_bytes(self.f, self.z)))
@@ -96,7 +97,8 @@ class Jacobian:
         return torch.cat(columns, dim=1)[:, :dim].transpose(1, 2)
 
 
-def _device(z: State) -> torch.device:
+def device_of(z: State) -> torch.device:
+    """The device of the leaves of `z`."""
     return next(iter(z.values())).device
 
 
@@ -107,7 +109,7 @@ def dtype_of(z: State) -> torch.dtype:
 
 def blocks_of_rows(f: LatentMap, z: State, *, vectors: int) -> list[Int[Tensor, " chunk"]]:
     """Row numbers of `z` in chunks, such that `vectors` float64 basis vectors and the recorded map of each row of a chunk fit the memory set aside."""
-    device = _device(z).type
+    device = device_of(z).type
     at_once = max(1, MEMORY[device] // (8 * vectors * max(1, trees.size(z))))
     at_once = min(at_once, max(1, RECORD[device] // max(1, record_bytes(f, z))))
     return list(torch.arange(trees.rows(z)).split(at_once))

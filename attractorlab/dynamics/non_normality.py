@@ -9,12 +9,11 @@ from torch import Tensor
 
 from attractorlab import trees
 from attractorlab.dynamics.door import check_at
-from attractorlab.dynamics.krylov import NOISE, Jacobian, Krylov, Product, blocks_of_rows, dtype_of, random_vectors
+from attractorlab.dynamics.krylov import DENSE_LIMIT, NOISE, Jacobian, Krylov, Product, blocks_of_rows, dtype_of, random_vectors
 from attractorlab.dynamics.pseudospectra import pseudospectral_radius
 from attractorlab.maps import LatentMap
 from attractorlab.types import NonNormality, State
 
-DENSE_LIMIT = 1_000  # numbers of a state up to which the whole Jacobian is formed
 CRISS_CROSS = 200  # numbers of a state up to which the Kreiss constant and the pseudospectral radius are sought in the whole Jacobian
 LEAD = 60  # leading eigenvectors on whose span they are sought in a larger one
 EPSILONS = (1e-8, 1e-4, 1e-2)  # disturbances of the Jacobian, if none are given

@@ -7,13 +7,12 @@ from torch import Tensor
 
 from attractorlab import trees
 from attractorlab.dynamics.door import check_at
-from attractorlab.dynamics.krylov import Jacobian, Product, blocks_of_rows, dtype_of
+from attractorlab.dynamics.krylov import DENSE_LIMIT, Jacobian, Product, blocks_of_rows, dtype_of
 from attractorlab.dynamics.krylov_schur import SPARE, by_krylov_schur
 from attractorlab.dynamics.modes import HARMLESS, Method, Modes, Order, Side, assemble, by_modulus, gather, leading, operators
 from attractorlab.maps import LatentMap
 from attractorlab.types import Spectrum, State
 
-DENSE_LIMIT = 1_000  # numbers of a state up to which the whole Jacobian is formed
 BAND = {torch.float64: 1e-4, torch.float32: 1e-3}  # half width of the marginal band around 1
 TRUSTED = 1e-3  # an error estimate above it is no longer one
 DEPENDENT = 1e7  # condition of the matrix of eigenvectors above which its inverse is not to be trusted

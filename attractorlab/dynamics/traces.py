@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attractorlab import trees
 from attractorlab.dynamics.door import check_at
-from attractorlab.dynamics.krylov import Jacobian, Product, blocks_of_rows, dtype_of
+from attractorlab.dynamics.krylov import Jacobian, Product, blocks_of_rows, device_of, dtype_of
 from attractorlab.maps import LatentMap
 from attractorlab.types import State, TraceEstimate
 
@@ -64,8 +64,11 @@ def traces(f: LatentMap, z: State, *, powers: int, probes: int, generator: torch
     found, products = [], 0
     for rows in blocks_of_rows(f, z, vectors=(dim if exact else probes) * 6):
         jacobian = Jacobian(f.take(rows), trees.take(z, rows))
-        push = pushing(jacobian.at(torch.arange(trees.rows(jacobian.z))))
-        found.append(_exact(push, jacobian.z, powers) if exact else _spread(method(push, draws.to(_device(z)).expand(len(rows), -1, -1), powers)))
+        if exact:
+            found.append(_exact(jacobian, powers))
+        else:
+            push = pushing(jacobian.at(torch.arange(len(rows))))
+            found.append(_spread(method(push, draws.to(device_of(z)).expand(len(rows), -1, -1), powers)))
         products += jacobian.products
     values, errors, norms, norm_errors = (torch.cat(part).cpu() for part in zip(*found, strict=True))
     return TraceEstimate(
@@ -160,15 +163,14 @@ def check_points(f: LatentMap, z: State, *, caller: str) -> None:
     check_at(f, z, caller)
 
 
-def whole(push: Push, z: State) -> Float[Tensor, "row dim dim"]:
-    """The Jacobian of each row, column by column; NaN all over where it is not finite."""
-    dim = trees.size(z)
-    matrix = push(torch.eye(dim, dtype=torch.float64, device=_device(z)).expand(trees.rows(z), -1, -1)).mT
+def whole(jacobian: Jacobian) -> Float[Tensor, "row dim dim"]:
+    """The whole Jacobian of each row; NaN all over where it is not finite."""
+    matrix = jacobian.matrix(torch.arange(trees.rows(jacobian.z)))
     return torch.where(matrix.isfinite().flatten(1).all(1)[:, None, None], matrix, torch.nan)
 
 
-def _exact(push: Push, z: State, powers: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    matrix = whole(push, z)
+def _exact(jacobian: Jacobian, powers: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    matrix = whole(jacobian)
     power, values = matrix, []
     for k in range(powers):
         power = matrix @ power if k else matrix
@@ -209,6 +211,3 @@ def _widened(values: Float[Tensor, "row probe"], by: float) -> Float[Tensor, "ro
     mean = values.mean(1, keepdim=True)
     return mean + by * (values - mean)
 
-
-def _device(z: State) -> torch.device:
-    return next(iter(z.values())).device

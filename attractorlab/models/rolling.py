@@ -80,11 +80,6 @@ class Loop:
                 found.append(self.first[younger])
         return found
 
-    def whereabouts(self, ref: Ref) -> tuple[int, int] | None:
-        """Period and offset of the event that made a value; None if that was not in the loop."""
-        at = _position(self.order, ref)
-        return None if at is None or at < self.base else ((at - self.base) // self.length + 1, (at - self.base) % self.length)
-
 
 def roll(record: Recorder) -> Loop | None:
     """The loop that covers most calls of the block, of the shortest period, or None if nothing repeats."""
