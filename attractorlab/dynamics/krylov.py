@@ -17,6 +17,7 @@ Product = Callable[[Float[Tensor, "row dim"], Int[Tensor, " row"]], Float[Tensor
 NOISE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
 """Relative length below which what orthogonalisation leaves of a product is rounding, by dtype of the map."""
 DENSE_LIMIT = 1_000  # numbers of a state up to which the whole Jacobian is formed
+SECOND = 0.3  # share of its length that a vector must keep when a basis is projected out of it once; else it is done again
 MEMORY = {"cpu": 2**28, "cuda": 2**33}  # bytes that the basis of one chunk of rows may take
 CACHE = {"cpu": 2**22, "cuda": 2**40}  # bytes of the bases that are worked on at a time
 RECORD = {"cpu": 3 * 2**26, "cuda": 2**34}  # bytes that the recorded map of one chunk of rows may take
@@ -118,7 +119,7 @@ def blocks_of_rows(f: LatentMap, z: State, *, vectors: int) -> list[Int[Tensor, 
 class Krylov:
     """Orthonormal bases of growing spaces, one per row: ``J V[:m] = V[:m+width] H``, with as many start vectors as `width`.
 
-    Orthogonalised twice. Where a space closes (happy breakdown), it goes on from a fresh random vector with a zero in `H`, so that the relation stays
+    Orthogonalised twice where once is not enough. Where a space closes (happy breakdown), it goes on from a fresh random vector with a zero in `H`, so that the relation stays
     true, and copies of multiple eigenvalues and zeros are found. Rows can leave at any time.
 
     Args:
@@ -274,18 +275,26 @@ def gmres(
 
 
 def _project_out(basis: Float[Tensor, "row j dim"], w: Float[Tensor, "row dim"]) -> tuple[Float[Tensor, "row dim"], Float[Tensor, "row j"]]:
-    """`w` without its part in `basis`, and its coefficients there: classical Gram-Schmidt, twice."""
+    """`w` without its part in `basis`, and its coefficients there: classical Gram-Schmidt, and once more where little was left.
+
+    What stays of `w` is orthogonal to the basis up to rounding over the share of the length that was kept at the last turn (Hoffmann 1989, Iterative
+    algorithms for Gram-Schmidt orthogonalization). A second turn keeps all but rounding.
+    """
     total, rest = w.new_zeros(basis.shape[:2]), w.clone()
     at_once = max(1, CACHE[w.device.type] // max(1, 8 * basis.shape[1] * basis.shape[2]))
-    for start in range(0, len(w), at_once):  # four passes over a basis, of which three find it in the cache
+    for start in range(0, len(w), at_once):  # up to four passes over a basis, of which all but one find it in the cache
         some = slice(start, start + at_once)
         vectors, left = basis[some], rest[some]
         if len(left) == 1 < at_once:  # a batch of one is added up in another order than a larger one: its row would know that it is alone
             vectors, left = vectors.expand(2, -1, -1), left.expand(2, -1)
+        again = torch.ones(len(left), dtype=torch.bool, device=w.device)
         for _ in range(2):
-            c = torch.bmm(vectors, left[:, :, None])
-            left = torch.baddbmm(left[:, None, :], c.transpose(1, 2), vectors, alpha=-1)[:, 0]
+            c = torch.bmm(vectors, left[:, :, None]) * again[:, None, None]
+            before, left = left, torch.baddbmm(left[:, None, :], c.transpose(1, 2), vectors, alpha=-1)[:, 0]
             total[some] += c[: len(total[some]), :, 0]
+            again = ~(torch.linalg.vector_norm(left, dim=1) > SECOND * torch.linalg.vector_norm(before, dim=1))
+            if not bool(again.any()):
+                break
         rest[some] = left[: len(rest[some])]
     return rest, total
 

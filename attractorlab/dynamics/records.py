@@ -10,6 +10,7 @@ from attractorlab.maps import LatentMap
 from attractorlab.types import State
 
 ADJOINT = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 0.2, torch.bfloat16: 0.5}  # relative: ⟨u, Jv⟩ and ⟨Jᵀu, v⟩ may differ by this much
+ANEW = {False: 3, True: 1}  # products that recording a row costs, with J and with its transpose: a record is made anew when it has wasted as many
 
 
 class Record:
@@ -25,7 +26,7 @@ class Record:
 
     def _make(self, at: Int[Tensor, " row"]) -> bool:
         """Run the map at the points numbered `at`; whether that could be recorded."""
-        self.made = at
+        self.made, self.wasted = at, 0
         chosen = self.rows[at]
         f, z = self.f.take(chosen), trees.take(self.z, chosen)
         try:
@@ -45,7 +46,8 @@ class Record:
 
     def __call__(self, v: Float[Tensor, "row dim"], at: Int[Tensor, " row"]) -> Float[Tensor, "row dim"] | None:
         """The product of row ``at[i]`` with ``v[i]``; `at` increases. Rows that left may come back: the map is then run anew. None: it cannot be had so."""
-        if len(at) <= len(self.made) // 2 or not bool(torch.isin(at, self.made).all()):
+        self.wasted += len(self.made) - len(at)  # walked back through for nothing
+        if self.wasted > ANEW[self.transposed] * len(at) or not bool(torch.isin(at, self.made).all()):
             self._make(at)
         place = torch.searchsorted(self.made, at)
         whole = v if len(at) == len(self.made) else v.new_zeros(len(self.made), v.shape[1]).index_copy_(0, place.to(v.device), v)
