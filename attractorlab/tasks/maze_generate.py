@@ -44,6 +44,7 @@ def generate_mazes(side: int, count: int, *, seed: int, steps: tuple[int, int] |
         Wilson (1996), Generating random spanning trees more quickly than the cover time.
     """
     from attractorlab.tasks import maze_kernels
+    from attractorlab.tasks.kernels import ATTEMPTS
 
     if not SMALLEST <= side <= LARGEST:
         raise ValueError(f"`generate_mazes` got a side of {side}. Mazes have a side from {SMALLEST} to {LARGEST}. Pass `side=11`, for example.")
@@ -62,7 +63,7 @@ def generate_mazes(side: int, count: int, *, seed: int, steps: tuple[int, int] |
         made = maze_kernels.make_mazes(np.uint64(seed), first, side, least, most, boards[part], solutions[part], counts[part], lengths[part])
         if made < len(boards[part]):
             raise ValueError(
-                f"`generate_mazes` found no path of {least} to {most} steps in {maze_kernels.ATTEMPTS} mazes of side {side}. "
+                f"`generate_mazes` found no path of {least} to {most} steps in {ATTEMPTS} mazes of side {side}. "
                 "Cells are an even number of steps apart, and few mazes have paths far longer than usual. Lower or widen `steps`, or leave it out."
             )
     name = f"maze-{side}" if steps is None else f"maze-{side}/steps{least}-{most}"
