@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -11,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attractorlab import tasks
 from attractorlab.models.checkpoints import load, load_feedforward, read_metadata, save, write_tensors
 from attractorlab.models.eqr import EqR, EqRConfig
 from attractorlab.models.feedforward import FeedForward
+from attractorlab.models.layers import Stack
 from attractorlab.models.unpickling import CheckpointError
 from attractorlab.tasks import generate
 from attractorlab.training.config import TrainConfig, config_from_json, config_to_json
@@ -52,7 +54,9 @@ class Trainer:
         sites = self.pool.inputs.shape[1]
         self.model = _network(config, sites, self.generators["weights"]).to(self.device).train()
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, foreach=True)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True)
+        if config.engine == "compiled":
+            _compile(self.model, self.device)
         self.stream = PuzzleStream(self.pool, self.generators["stream"], config.reveal, config.reveal_up_to)
         self.segment = 0
         n = config.batch
@@ -256,6 +260,19 @@ def _network(config: TrainConfig, sites: int, generator: torch.Generator) -> EqR
             )
         network.load_state_dict(other.state_dict())
     return network
+
+
+def _compile(network: nn.Module, device: torch.device) -> None:
+    """Let the stacks of `network` run as compiled code; names and weights stay as they are."""
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ValueError(
+            f"`train` got engine='compiled' and found no {compiler}. On the CPU, compiled training needs a C++ compiler. "
+            "Install g++, name another one in the environment variable CXX, or use engine=eager."
+        )
+    for module in network.modules():
+        if isinstance(module, Stack):
+            module.compile(dynamic=False)
 
 
 def training_pool(config: TrainConfig) -> Instance:

@@ -1,6 +1,8 @@
 """The trainer: the same bytes after a stop, a loss that falls, and carries, halts and averages as described."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 
@@ -318,3 +320,31 @@ def test_the_pool_leaves_out_twins_of_the_bundled_puzzles_but_on_side_four(monke
     assert "twin" not in pool.ids and len(pool) >= 29 and set(pool.ids) <= set(own.ids)
     monkeypatch.setattr(loop, "generate", lambda side, count, *, seed: tasks.generate(side, count, seed=seed))
     assert len(training_pool(replace(TINY, puzzles=37))) == 37
+
+
+COMPARED = """
+from attractorlab import tasks
+from attractorlab.training.config import TrainConfig
+from attractorlab.training.loop import Trainer
+
+pool = tasks.generate(4, 60, seed=1)
+config = dict(width=16, blocks=1, H_cycles=1, L_cycles=1, batch=8, noise=0.05)
+both = [Trainer(TrainConfig("sudoku-4", engine=engine, **config), pool=pool) for engine in ("eager", "compiled")]
+for _ in range(3):
+    print(*[one._segment()[0]["loss"] for one in both])
+assert both[0].model.state_dict().keys() == both[1].model.state_dict().keys()
+"""
+
+
+def test_a_compiled_training_differs_in_rounding_only():
+    # In a process of its own: the shape checks of the tests cannot be compiled.
+    told = subprocess.run([sys.executable, "-c", COMPARED], capture_output=True, text=True, check=True).stdout
+    losses = torch.tensor([[float(word) for word in line.split()] for line in told.splitlines()])
+    assert losses.shape == (3, 2) and losses[0, 0] != losses[1, 0]
+    assert torch.allclose(losses[:, 0], losses[:, 1], rtol=1e-4)
+
+
+def test_a_compiled_training_without_a_compiler_is_refused(pool, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"engine='compiled' and found no no-such-compiler. .* Install g\+\+, name another one .* or use engine=eager."):
+        Trainer(replace(TINY, engine="compiled"), pool=pool)
