@@ -284,6 +284,6 @@ def _kept(inputs: Tensor, answers: Tensor) -> Bool[Tensor, "... row"]:
     return ((answers == inputs) | ((inputs == SPACE) & (answers == PATH))).all(-1)
 
 
-def _lines(values: Bool[Tensor, "... site"]) -> Bool[Tensor, "... line site"]:
+def _lines(values: Bool[Tensor, "... site"]) -> Bool[Tensor, "... side side"]:
     side = side_for(values.shape[-1])
     return values.unflatten(-1, (side, side))
