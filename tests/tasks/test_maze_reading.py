@@ -142,9 +142,9 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
         tasks.load("maze-11", path=arrays(tmp_path / "a", MAZES.inputs, answers(MAZES)), split="train")
     with pytest.raises(tasks.DataError, match=r"found the input 5 at site \d+ in row 0 of train/all__inputs.npy\. Ids run from 1 to 4: a wall is 1"):
         tasks.load("maze-7", path=arrays(tmp_path / "b", answers(MAZES), answers(MAZES)), split="train")
+    labels = answers(MAZES).clone()
+    labels[3] = MAZES.inputs[3]
     with pytest.raises(tasks.DataError, match=r"marks no path from start to goal in row 3 of train/all__inputs.npy"):
-        labels = answers(MAZES).clone()
-        labels[3] = MAZES.inputs[3]
         tasks.load("maze-7", path=arrays(tmp_path / "c", MAZES.inputs, labels), split="train")
 
 
