@@ -116,7 +116,7 @@ def record(
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="A configuration: eqr-sudoku-4, eqr-sudoku-6 or eqr-sudoku-9; trm-sudoku-6 or trm-sudoku-9; feedforward-sudoku-9.")],
+    config: Annotated[str, typer.Argument(help="A configuration: eqr-sudoku-4, eqr-sudoku-6, eqr-sudoku-9 or eqr-maze-11; trm-sudoku-6 or trm-sudoku-9; feedforward-sudoku-9; eqr-sudoku-extreme or eqr-maze-30 as published.")],
     out: Annotated[Path, typer.Option(help="Folder for model.safetensors, state.safetensors and log.jsonl.")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, as often as needed; unknown keys are refused.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training that the folder holds.")] = False,

@@ -100,7 +100,7 @@ def load(
     Args:
         model: A bundled name, a file, or a folder with one.
         kind: "eqr", "trm" or "hrm".
-        task: The task whose instances it takes. Known for 11 token kinds on 81 sites, "sudoku-9", and for 6 token kinds, "maze".
+        task: The task whose instances it takes. Known for 11 token kinds on 81 sites, "sudoku-9", and for 6 token kinds, "maze-30", or of another side if `sites` is another square.
         sites: Tokens of an instance. An attention model does not fix it.
         prefix: Tokens before those of the instance.
         heads: Attention heads. The tensors do not tell.

@@ -51,7 +51,7 @@ class Given:
 
     Args:
         kind: "eqr", "trm" or "hrm".
-        task: The task whose instances the model takes, e.g. "sudoku-9" or "maze".
+        task: The task whose instances the model takes, e.g. "sudoku-9" or "maze-30".
         sites: Tokens of an instance, the prefix not counted.
         prefix: Tokens before those of the instance.
         heads: Attention heads.
@@ -262,7 +262,7 @@ def _config(facts: _Facts, tensors: Mapping[str, Tensor], top: Mapping[str, Any]
     tokens = _two(facts.path, tensors, "L_level.layers.0.mlp_t.gate_up_proj.weight")[1] if mixer == "mlp" else None
     carried, board = _carried(archive, top)
     prefix, sites = _lengths(facts, tensors, width=width, vocabulary=vocabulary, tokens=tokens or carried, board=board)
-    task = {(SUDOKU, BOARDS[SUDOKU]): "sudoku-9"}.get((vocabulary, sites or 0)) or ("maze" if vocabulary == MAZE else None)
+    task = {(SUDOKU, BOARDS[SUDOKU]): "sudoku-9"}.get((vocabulary, sites or 0)) or (f"maze-{round((sites or BOARDS[MAZE]) ** 0.5)}" if vocabulary == MAZE else None)
     positions = _positions(facts) if mixer == "attention" else "rotary"
     heads = facts.told("num_heads", int)
     shape: dict[str, Any] = {

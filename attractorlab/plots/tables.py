@@ -106,7 +106,7 @@ def _board(
             filled_in = 'fill="currentColor"' if off else f'fill="{BLUE}" style="fill:light-dark({BLUE},{SKY})"'
             look = 'fill="currentColor" font-weight="700"' if asked != blank else filled_in
             parts.append(f'<text x="{x + _CELL / 2:g}" y="{y + _CELL * 0.72:g}" {look}>{html.escape(mark)}</text>')
-    down, across = _BOXES.get(side, (side, side))
+    down, across = _BOXES.get(side, (side, side)) if symbols == SUDOKU else (side, side)
     for i in range(side + 1):
         for bold, line in ((i % across == 0, f"M{i * _CELL} 0V{size}"), (i % down == 0, f"M0 {i * _CELL}H{size}")):
             if side <= 12 or i in (0, side):

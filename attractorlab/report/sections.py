@@ -14,6 +14,7 @@ from attractorlab.report.findings import basin_numbers, compared, compute, later
 from attractorlab.report.page import Board, Code, Figure, Findings, Mono, Section, Strong, Table, Text
 from attractorlab.types import Finding, ScalingGrid
 
+SYMBOLS = {"sudoku": plots.SUDOKU, "maze": plots.MAZE}
 HARDEST = 12
 SHOWN_BOARDS = 3
 
@@ -291,7 +292,7 @@ def _difference(data: Recorded, path: Finding) -> tuple[str | Strong | Mono, ...
 
 
 def _hardest(data: Recorded, found: Analysis) -> Section:
-    conv, traj = data.conv[MAIN], data.traj[MAIN]
+    conv, traj, task = data.conv[MAIN], data.traj[MAIN], tasks.task_of(data.instance.task)
     good = solved_ends(data)
     n = len(data.instance)
     starts = torch.bincount(conv.instance, minlength=n).double()
@@ -307,7 +308,7 @@ def _hardest(data: Recorded, found: Analysis) -> Section:
         for k in order
     )
     table = Table(
-        ("puzzle", "difficulty (guesses)", "starts solved", "starts settled", "mean ticks to settle", "attractors seen"),
+        ("puzzle", f"difficulty ({task.kind.unit})", "starts solved", "starts settled", "mean ticks to settle", "attractors seen"),
         rows,
         f"The {len(rows)} puzzles with fewest starts solved, then fewest settled, then slowest; {int(starts[0])} starts each",
         notes=("A start that never settles counts with the last tick in the mean.",),
@@ -322,7 +323,9 @@ def _hardest(data: Recorded, found: Analysis) -> Section:
         data.instance.inputs[shown],
         traj.readouts["answer"][-1][pick].long(),
         targets=None if data.instance.targets is None else data.instance.targets[shown],
-        side=tasks.side_of(data.instance.task),
+        side=task.side,
+        symbols=SYMBOLS[task.kind.name],
+        blank=task.kind.blank,
         titles=[f"{data.instance.ids[k]}, start {int(conv.start[row])}: {plots.outcome_words(conv)[row]}" for k, row in zip(shown, pick, strict=True)],
     )
     worst = order[0]

@@ -15,10 +15,10 @@ Words = NDArray[np.uint64]
 
 DEAD, OPEN, FULL = -1, 0, 1
 ATTEMPTS = 1000  # grids tried for one puzzle of a given number of clues
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     """The loop, compiled at first use; kept on disk where numba finds a folder that it may write to."""
     loop = inspect.unwrap(loop)  # a type checker that wraps functions at import would hide the loop from numba
     try:
@@ -27,7 +27,7 @@ def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True)(loop)
 
 
-@_compiled
+@compiled
 def mix(word: np.uint64) -> np.uint64:
     """The finaliser of splitmix64 (Steele, Lea and Flood 2014), a bijection of 64 bits."""
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -35,14 +35,14 @@ def mix(word: np.uint64) -> np.uint64:
     return word ^ (word >> np.uint64(31))
 
 
-@_compiled
-def _draw(stream: Words, bound: int) -> np.int64:
+@compiled
+def draw(stream: Words, bound: int) -> np.int64:
     """A number below `bound`: the next of splitmix64's stream."""
-    stream[0] = stream[0] + _GOLDEN
+    stream[0] = stream[0] + GOLDEN
     return np.int64(mix(stream[0]) % np.uint64(bound))
 
 
-@_compiled
+@compiled
 def _bits(mask: int) -> int:
     """How many bits are set."""
     count = 0
@@ -52,7 +52,7 @@ def _bits(mask: int) -> int:
     return count
 
 
-@_compiled
+@compiled
 def _digit(bit: int) -> int:
     """The digit of one bit."""
     digit = 0
@@ -62,7 +62,7 @@ def _digit(bit: int) -> int:
     return digit
 
 
-@_compiled
+@compiled
 def _place(board: Board, used: Masks, site: int, bit: int, side: int, high: int, wide: int) -> None:
     """Write the digit of `bit` and mark its row, column and box."""
     row, column = site // side, site % side
@@ -72,7 +72,7 @@ def _place(board: Board, used: Masks, site: int, bit: int, side: int, high: int,
     used[2, row // high * high + column // wide] |= bit
 
 
-@_compiled
+@compiled
 def _propagate(
     board: Board, used: Masks, seen: Masks, side: int, high: int, wide: int, ban_site: int, ban_bit: int
 ) -> tuple[int, int, int]:
@@ -133,7 +133,7 @@ def _propagate(
             _place(board, used, site, mask, side, high, wide)
 
 
-@_compiled
+@compiled
 def _search(
     givens: Board,
     side: int,
@@ -180,7 +180,7 @@ def _search(
             return count, guesses
         mask = branch[level, 1]
         if shuffle:
-            for _ in range(_draw(stream, _bits(mask))):
+            for _ in range(draw(stream, _bits(mask))):
                 mask &= mask - 1
         bit = mask & -mask
         branch[level, 1] &= ~bit
@@ -192,7 +192,7 @@ def _search(
         state, site, mask = _propagate(boards[level], used[level], seen, side, high, wide, ban_site, ban_bit)
 
 
-@_compiled
+@compiled
 def solve_boards(
     boards: Boards, side: int, high: int, wide: int, solutions: Boards, counts: NDArray[np.int64], guesses: NDArray[np.int64]
 ) -> None:
@@ -206,7 +206,7 @@ def solve_boards(
         )
 
 
-@_compiled
+@compiled
 def make_boards(
     seed: np.uint64, first: int, side: int, high: int, wide: int, clues: int, boards: Boards, solutions: Boards, guesses: NDArray[np.int64]
 ) -> int:
@@ -216,14 +216,14 @@ def make_boards(
     seen, branch, stream = np.empty((2, 3 * side), np.int32), np.empty((sites + 1, 2), np.int32), np.zeros(1, np.uint64)
     order, blank, spare = np.empty(sites, np.int64), np.zeros(sites, np.int8), np.empty(sites, np.int8)
     for number in range(boards.shape[0]):
-        stream[0] = mix(mix(seed + _GOLDEN) ^ np.uint64(first + number))
+        stream[0] = mix(mix(seed + GOLDEN) ^ np.uint64(first + number))
         puzzle = boards[number]
         done = False
         for _ in range(ATTEMPTS):
             _search(blank, side, high, wide, 1, -1, 0, True, stream, stack, used, seen, branch, solutions[number])
             puzzle[:] = solutions[number]
             for site in range(sites):
-                other = _draw(stream, site + 1)
+                other = draw(stream, site + 1)
                 order[site] = order[other]
                 order[other] = site
             left = sites
@@ -247,7 +247,7 @@ def make_boards(
     return len(boards)
 
 
-@_compiled
+@compiled
 def canonical_boards(boards: Boards, side: int, rows: NDArray[np.int64], columns: NDArray[np.int64], turn: bool, best: Boards) -> None:
     """Fill `best` with the smallest symmetric image of each board, digits renamed in order of appearance."""
     names, image = np.empty(side + 1, np.int8), np.empty(side * side, np.int8)
@@ -285,7 +285,7 @@ def canonical_boards(boards: Boards, side: int, rows: NDArray[np.int64], columns
                         choice += 1
 
 
-@_compiled
+@compiled
 def fingerprint_boards(boards: Boards, side: int, high: int, wide: int, turn: bool, prints: Words) -> None:
     """Fill `prints` with a number per board that all its symmetric images share (colour refinement of clues and units)."""
     sites, rounds = side * side, 3
@@ -299,7 +299,7 @@ def fingerprint_boards(boards: Boards, side: int, high: int, wide: int, turn: bo
         for depth in range(rounds):
             units[:], blocks[:], digits[:] = np.uint64(depth), np.uint64(depth), np.uint64(depth)
             for site in range(sites):
-                word = mix(cells[site] + _GOLDEN)
+                word = mix(cells[site] + GOLDEN)
                 row, column = site // side, site % side
                 units[row] += word
                 units[side + column] += word

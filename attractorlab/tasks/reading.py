@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attractorlab.tasks.generate import solve
-from attractorlab.tasks.sudoku import BLANK, DataError, clashes, side_of, tokens_of, verify
+from attractorlab.tasks.boards import DataError
+from attractorlab.tasks.table import MAZE, Task, task_of
 from attractorlab.types import Instance
 
 BUNDLED = ("test", "validation")
@@ -30,22 +30,26 @@ Rows = slice | Sequence[int] | None
 def load(task: str, *, split: str = "test", rows: Rows = None, path: str | Path | None = None) -> Instance:
     """Puzzles with their solutions: bundled ones, or those of a file or folder.
 
-    The unit of `difficulty` is that of the source: guesses as `solve` counts them for bundled puzzles, the `rating`
-    column of a CSV file (the guesses of another solver in Sudoku-Extreme), None where there is none.
-    A file's rows are checked by the rules and by our solver, which takes about 20 seconds for 100,000 hard puzzles; `rows` is taken first.
+    The unit of `difficulty` is that of the source: guesses as `solve` counts them for bundled Sudoku, steps of the path for mazes, the `rating`
+    column of a CSV file (the guesses of another solver in Sudoku-Extreme); None where there is none.
+    A file's rows are checked by the rules and by our solver, which takes about 20 seconds for 100,000 hard Sudoku puzzles; `rows` is taken first.
+    Where a maze has several shortest paths, as all those of HRM have, `targets` holds one of them: score answers with `verify` or `score_paths`,
+    as an exact match calls the other paths wrong.
 
     Args:
-        task: "sudoku-4", "sudoku-6" or "sudoku-9"; "sudoku" is the last.
+        task: "sudoku-4", "sudoku-6", "sudoku-9", or "maze-N" with a side N; "sudoku" is side 9 and "maze" side 30. The bundled mazes of side 11 are
+            read from a file, and those of other sides made from the same two seeds.
         split: "test" or "validation" of the bundled puzzles, or the subfolder of a folder. A CSV file has none, and ignores it.
         rows: Which rows, as a slice or a list of numbers. Any first n bundled puzzles run from easy to hard.
         path: A .csv or .csv.gz file with the columns `question` (or `q`), and `answer` (or `a`) and `rating` where known;
             or a folder in the array format of HRM, TRM and EqR, with or without its split.
 
     Raises:
-        DataError: If a row breaks the rules, has no solution or several, or disagrees with its stored answer. Names the row.
+        DataError: If a row breaks the rules, has no solution, or disagrees with its stored answer; or if a Sudoku has several. Names the row.
         ValueError: If there is no such task, split, file or row.
 
     Example:
+        >>> from attractorlab.tasks import verify
         >>> puzzles = load("sudoku-9", rows=slice(0, 32))
         >>> bool(verify(puzzles, puzzles.targets).all())
         True
@@ -53,9 +57,9 @@ def load(task: str, *, split: str = "test", rows: Rows = None, path: str | Path 
     References:
         Wang et al. (2025), Hierarchical Reasoning Model (arXiv 2506.21734), for Sudoku-Extreme and the array format.
     """
-    side = side_of(task)
+    found = task_of(task)
     if path is None:
-        return _bundled(side, split, rows)
+        return _bundled(found, split, rows)
     where = Path(path)
     if not where.exists():
         raise ValueError(
@@ -63,38 +67,44 @@ def load(task: str, *, split: str = "test", rows: Rows = None, path: str | Path 
             "Correct `path`, or leave it out for the bundled puzzles."
         )
     if where.is_dir():
-        return _from_folder(where, side, split, rows)
+        return _from_folder(where, found, split, rows)
     if not where.name.endswith((".csv", ".csv.gz")):
         raise ValueError(
             f"`load` got the file {where.name}. Files are read as .csv or .csv.gz. Convert it to a CSV file with a column `question`."
         )
-    return _from_csv(where, side, rows)
+    return _from_csv(where, found, rows)
 
 
-def _bundled(side: int, split: str, rows: Rows) -> Instance:
+def _bundled(task: Task, split: str, rows: Rows) -> Instance:
     if split not in BUNDLED:
         raise ValueError(
             f"`load` got the split {split!r} for the bundled puzzles. The bundled splits are 'test' and 'validation'. "
-            f"Make training puzzles with `generate({side}, count, seed=0)`, or pass a `path`."
+            f"Make training puzzles with `generate({task.name!r}, count, seed=0)`, or pass a `path`."
         )
-    name = f"sudoku-{side}.csv.gz"
+    name = f"{task.name}.csv.gz"
+    file = files("attractorlab").joinpath("assets", "puzzles", name)
+    if task.kind is MAZE and not file.is_file():
+        from attractorlab.tasks.bundle import bundled  # which is also run as a module
+
+        made = bundled(task.name)[split]
+        return made[_chosen(rows, len(made), task.name)]
     with (
-        files("attractorlab").joinpath("assets", "puzzles", name).open("rb") as raw,
+        file.open("rb") as raw,
         gzip.open(raw, "rt", encoding="ascii", newline="") as text,
     ):
         found = [line for line in csv.DictReader(text) if line["source"].split("/")[1] == split]
     chosen = [found[i] for i in _chosen(rows, len(found), name)]
     places = [line["source"] for line in chosen]
     return Instance(
-        inputs=tokens_of([line["question"] for line in chosen], places, side=side, caller="load"),
-        targets=tokens_of([line["answer"] for line in chosen], places, side=side, caller="load"),
+        inputs=task.kind.tokens_of([line["question"] for line in chosen], places, side=task.side, caller="load"),
+        targets=task.kind.tokens_of([line["answer"] for line in chosen], places, side=task.side, caller="load"),
         ids=tuple(places),
-        task=f"sudoku-{side}",
+        task=task.name,
         difficulty=torch.tensor([float(line["rating"]) for line in chosen], dtype=torch.float32),
     )
 
 
-def _from_csv(path: Path, side: int, rows: Rows) -> Instance:
+def _from_csv(path: Path, task: Task, rows: Rows) -> Instance:
     header, lines = _csv_lines(path)
     column = {kind: next((header.index(name) for name in names if name in header), None) for kind, names in _NAMES.items()}
     question, answer, rating = column["question"], column["answer"], column["rating"]
@@ -112,15 +122,16 @@ def _from_csv(path: Path, side: int, rows: Rows) -> Instance:
             raise DataError(
                 f"`load` found {len(line)} fields in {place}. Its first line names {len(header)} columns. Correct the line, or remove it."
             )
-    inputs = tokens_of([line[question] for line in kept], places, side=side, caller="load")
-    stored = None if answer is None else tokens_of([line[answer] for line in kept], places, side=side, caller="load")
+    inputs = task.kind.tokens_of([line[question] for line in kept], places, side=task.side, caller="load")
+    stored = None if answer is None else task.kind.tokens_of([line[answer] for line in kept], places, side=task.side, caller="load")
+    targets, difficulty = task.kind.checked(inputs, stored, places.__getitem__)
     stem = path.name.removesuffix(".gz").removesuffix(".csv")
     return Instance(
         inputs=inputs,
-        targets=_checked(inputs, stored, side, places.__getitem__),
+        targets=targets,
         ids=tuple(f"{stem}/{i}" for i in chosen),
-        task=f"sudoku-{side}",
-        difficulty=None if rating is None else _numbers([line[rating] for line in kept], places),
+        task=task.name,
+        difficulty=difficulty if rating is None else _numbers([line[rating] for line in kept], places),
     )
 
 
@@ -139,7 +150,7 @@ def _csv_lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         ) from error
 
 
-def _from_folder(path: Path, side: int, split: str, rows: Rows) -> Instance:
+def _from_folder(path: Path, task: Task, split: str, rows: Rows) -> Instance:
     folder = path if (path / "dataset.json").is_file() else path / split
     if not (folder / "dataset.json").is_file():
         raise ValueError(
@@ -147,7 +158,7 @@ def _from_folder(path: Path, side: int, split: str, rows: Rows) -> Instance:
             "A folder of arrays has a subfolder for each split, with dataset.json and all__inputs.npy in it. "
             "Correct `path` or `split`."
         )
-    sets, sites = _described(folder / "dataset.json", side), side * side
+    sets, sites = _described(folder / "dataset.json", task), task.sites
     asked = {name: _array(folder / f"{name}__inputs.npy", sites) for name in sets}
     answers = {name: _array(folder / f"{name}__labels.npy", sites) for name in sets}
     for name in sets:
@@ -165,25 +176,26 @@ def _from_folder(path: Path, side: int, split: str, rows: Rows) -> Instance:
     def where(row: int) -> str:
         return f"row {picked[row][1]} of {folder.name}/{picked[row][0]}__inputs.npy"
 
-    for kind, tokens, lowest in (("input", inputs, BLANK), ("label", labels, BLANK + 1)):
-        wrong = ((tokens < lowest) | (tokens > side + 1)).nonzero()
+    for kind, tokens, (lowest, highest) in (("input", inputs, task.kind.givens(task.side)), ("label", labels, task.kind.answers(task.side))):
+        wrong = ((tokens < lowest) | (tokens > highest)).nonzero()
         if len(wrong):
             row, site = wrong[0].tolist()
             raise DataError(
                 f"`load` found the {kind} {int(tokens[row, site])} at site {site} in {where(row)}. "
-                f"Ids run from {lowest} to {side + 1}: a blank is 1 and digit d is d + 1. Make or fetch the folder again."
+                f"Ids run from {lowest} to {highest}: {task.kind.ids}. Make or fetch the folder again."
             )
+    targets, difficulty = task.kind.checked(inputs, labels, where)
     return Instance(
         inputs=inputs,
-        targets=_checked(inputs, labels, side, where),
+        targets=targets,
         ids=tuple(f"{folder.name}/{i}" for i in chosen),
-        task=f"sudoku-{side}",
-        difficulty=None,
+        task=task.name,
+        difficulty=difficulty,
     )
 
 
-def _described(path: Path, side: int) -> list[str]:
-    """The names of the sets, if the description is that of boards of that side."""
+def _described(path: Path, task: Task) -> list[str]:
+    """The names of the sets, if the description is that of boards of that task."""
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
         sets, sites, ids = list(described["sets"]), described["seq_len"], described["vocab_size"]
@@ -191,10 +203,10 @@ def _described(path: Path, side: int) -> list[str]:
         raise DataError(
             f"`load` could not read {path}: {error!r}. It names `sets`, `seq_len` and `vocab_size`. Make or fetch the folder again."
         ) from error
-    if (sites, ids) != (side * side, side + 2):
+    if (sites, ids) != (task.sites, task.vocabulary):
         raise DataError(
             f"`load` found {sites} sites and {ids} token ids in {path}. "
-            f"Sudoku of side {side} has {side * side} sites and {side + 2} ids. "
+            f"{task.kind.name.capitalize()} of side {task.side} has {task.sites} sites and {task.vocabulary} ids. "
             "Pass the `task` that the folder holds."
         )
     return sets
@@ -221,39 +233,6 @@ def _array(path: Path, sites: int) -> NDArray[np.integer]:
 
 def _stacked(boards: list[NDArray[np.integer]], sites: int) -> Int[Tensor, "row site"]:
     return torch.from_numpy(np.stack(boards).astype(np.int64)) if boards else torch.empty(0, sites, dtype=torch.long)
-
-
-def _checked(
-    inputs: Int[Tensor, "row site"], stored: Int[Tensor, "row site"] | None, side: int, where: Callable[[int], str]
-) -> Int[Tensor, "row site"]:
-    """The solutions, if every puzzle has exactly one and the stored answers are those."""
-    twice = clashes(inputs).nonzero().flatten().tolist()
-    if twice:
-        raise DataError(
-            f"`load` found a digit twice among the givens of one row, column or box in {where(twice[0])}. "
-            "The givens of a puzzle obey its rules. Correct the question, or remove the row."
-        )
-    if stored is not None:
-        puzzles = Instance(inputs=inputs, targets=None, ids=(), task=f"sudoku-{side}", difficulty=None)
-        wrong = (~verify(puzzles, stored)).nonzero().flatten().tolist()
-        if wrong:
-            row = wrong[0]
-            changed = bool(((inputs[row] > BLANK) & (stored[row] != inputs[row])).any())
-            fault = "disagrees with its givens" if changed else "is incomplete or breaks the rules"
-            raise DataError(
-                f"`load` found an answer that {fault} in {where(row)}. "
-                "An answer holds each digit once in every row, column and box, and keeps the givens. "
-                "Correct the answer, or leave the column out."
-            )
-    solutions, counts, _ = solve(inputs)
-    odd = (counts != 1).nonzero().flatten().tolist()
-    if odd:
-        number = "no solution" if counts[odd[0]] == 0 else "several solutions"
-        raise DataError(
-            f"`load` found a puzzle with {number} in {where(odd[0])}. A puzzle has exactly one. "
-            "Correct the question, remove the row, or make an instance of it with `from_tokens`, which asks for nothing."
-        )
-    return solutions
 
 
 def _chosen(rows: Rows, count: int, name: str) -> list[int]:

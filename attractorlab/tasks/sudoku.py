@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attractorlab.errors import BadData
+from attractorlab.tasks.boards import DataError, board_ids, refuse_other_answers
 from attractorlab.types import Instance
 
 PAD, BLANK = 0, 1
@@ -18,23 +18,19 @@ _BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 _TASKS = {"sudoku": 9, "sudoku-4": 4, "sudoku-6": 6, "sudoku-9": 9}
 
 
-class DataError(BadData):
-    """Raised for puzzles that break their own rules; the message names the row."""
-
-
-def side_of(task: str) -> int:
-    """The side of a task's board: 4, 6 or 9.
+def sudoku_side(task: str) -> int:
+    """The side of a Sudoku's board by the name of the task: 4, 6 or 9.
 
     Raises:
         ValueError: If there is no such task.
 
     Example:
-        >>> side_of("sudoku"), side_of("sudoku-6")
+        >>> sudoku_side("sudoku"), sudoku_side("sudoku-6")
         (9, 6)
     """
     if task not in _TASKS:
         known = ", ".join(repr(name) for name in _TASKS)
-        raise ValueError(f"`side_of` got the task {task!r}. The tasks are {known}. Pass one of them, e.g. 'sudoku-9'.")
+        raise ValueError(f"`sudoku_side` got the task {task!r}. The tasks are {known}. Pass one of them, e.g. 'sudoku-9'.")
     return _TASKS[task]
 
 
@@ -89,15 +85,10 @@ def verify(instance: Instance, answers: Integer[Tensor, "... row site"]) -> Bool
         >>> verify(puzzle, puzzle.inputs).item(), verify(puzzle, puzzle.inputs.clamp(min=2)).item()
         (False, True)
     """
-    if tuple(answers.shape[-2:]) != tuple(instance.inputs.shape):
-        raise ValueError(
-            f"`verify` got answers of shape {tuple(answers.shape)} for puzzles of shape {tuple(instance.inputs.shape)}. "
-            "The last two axes are row and site, an answer for each puzzle. "
-            "Choose or repeat the puzzles with `instance[rows]`."
-        )
+    refuse_other_answers(instance, answers, caller="verify")
     givens = instance.inputs.to(answers.device)
     kept = ((givens <= BLANK) | (answers == givens)).all(-1)
-    return kept & _complete(answers, side_of(instance.task))
+    return kept & _complete(answers, sudoku_side(instance.task))
 
 
 def from_tokens(ids: Sequence[Sequence[int]] | NDArray[np.integer] | Integer[Tensor, "row site"], *, task: str = "sudoku") -> Instance:
@@ -117,31 +108,9 @@ def from_tokens(ids: Sequence[Sequence[int]] | NDArray[np.integer] | Integer[Ten
         >>> from_tokens([[1] * 16], task="sudoku-4").inputs.shape
         torch.Size([1, 16])
     """
-    side = side_of(task)
-    if isinstance(ids, Sequence):
-        for row, board in enumerate(ids):
-            if len(board) != side * side:
-                raise DataError(
-                    f"`from_tokens` got a board of {len(board)} ids in row {row}. "
-                    f"In {task} a board has {side * side}, row by row. "
-                    "Correct the row, or pass another `task`."
-                )
-    given = ids.clone() if isinstance(ids, Tensor) else torch.tensor(np.asarray(ids))
-    if given.dim() != 2 or given.shape[1] != side * side or given.is_floating_point():
-        raise DataError(
-            f"`from_tokens` got ids of shape {tuple(given.shape)} and type {given.dtype} for {task}. "
-            f"Ids are integers of shape [row {side * side}]. "
-            "Pass a board to a row, or another `task`."
-        )
-    tokens = given.long()
-    wrong = ((tokens < BLANK) | (tokens > side + 1)).nonzero()
-    if len(wrong):
-        row, site = wrong[0].tolist()
-        raise DataError(
-            f"`from_tokens` got the id {int(tokens[row, site])} in row {row}, site {site}. "
-            f"In {task} a blank is 1 and digit d is d + 1, up to {side + 1}. "
-            "Add 1 to every id if your blanks are 0."
-        )
+    side = sudoku_side(task)
+    rule = f"In {task} a blank is 1 and digit d is d + 1, up to {side + 1}. Add 1 to every id if your blanks are 0."
+    tokens = board_ids(ids, task=task, side=side, lowest=BLANK, highest=side + 1, rule=rule)
     ids_made = tuple(f"tokens/{i}" for i in range(len(tokens)))
     return Instance(inputs=tokens, targets=None, ids=ids_made, task=f"sudoku-{side}", difficulty=None)
 

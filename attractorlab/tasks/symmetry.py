@@ -1,6 +1,6 @@
 """The symmetries of a board: rename digits, move lines within and between bands, turn it over."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 
@@ -161,20 +161,27 @@ def overlap(train: Instance, test: Instance) -> Bool[Tensor, " row"]:
         >>> overlap(puzzles[:2], puzzles).tolist()
         [True, True, False, False]
     """
-    if train.inputs.shape[1] != test.inputs.shape[1]:
+    return twins(train.inputs, test.inputs, fingerprint=fingerprint, canonical=canonical)
+
+
+def twins(
+    train: Int[Tensor, "row site"], test: Int[Tensor, "other site2"], *, fingerprint: Callable[[Tensor], Tensor], canonical: Callable[[Tensor], Tensor]
+) -> Bool[Tensor, " other"]:
+    """Which boards of `test` have the canonical form of one of `train`; it is made only where fingerprints agree."""
+    if train.shape[1] != test.shape[1]:
         raise ValueError(
-            f"`overlap` got boards of {train.inputs.shape[1]} and of {test.inputs.shape[1]} sites. "
+            f"`overlap` got boards of {train.shape[1]} and of {test.shape[1]} sites. "
             "Twins are of one size. "
             "Pass puzzles of the same task."
         )
-    train_prints, test_prints = fingerprint(train.inputs), fingerprint(test.inputs)
+    train_prints, test_prints = fingerprint(train), fingerprint(test)
     maybe = torch.isin(test_prints, train_prints)
     found = torch.zeros(len(test), dtype=torch.bool)
     if not bool(maybe.any()):
         return found
-    rivals = canonical(train.inputs[torch.isin(train_prints, test_prints)])
+    rivals = canonical(train[torch.isin(train_prints, test_prints)])
     known = {row.tobytes() for row in rivals.numpy()}
-    found[maybe] = torch.tensor([row.tobytes() in known for row in canonical(test.inputs[maybe]).numpy()])
+    found[maybe] = torch.tensor([row.tobytes() in known for row in canonical(test[maybe]).numpy()])
     return found
 
 

@@ -20,7 +20,7 @@ from attractorlab.models.eqr import EqR, EqRConfig
 from attractorlab.models.feedforward import FeedForward
 from attractorlab.models.layers import Stack
 from attractorlab.models.unpickling import CheckpointError
-from attractorlab.tasks.generate import generate
+from attractorlab.tasks import generate
 from attractorlab.training.config import TrainConfig, config_from_json, config_to_json
 from attractorlab.training.losses import halt_loss, softmax_cross_entropy, stablemax_cross_entropy
 from attractorlab.training.stream import PuzzleStream, fingerprint
@@ -248,7 +248,7 @@ class Trainer:
 
 def _network(config: TrainConfig, sites: int, generator: torch.Generator) -> EqR | FeedForward:
     """The network to train, with fresh weights or those that the configuration begins with."""
-    shape = config.shape(sites=sites, vocabulary=tasks.side_of(config.task) + 2)
+    shape = config.shape(sites=sites, vocabulary=tasks.task_of(config.task).vocabulary)
     network = EqR(shape, generator=generator) if isinstance(shape, EqRConfig) else FeedForward(shape, generator=generator)
     if config.begin:
         other = load(config.begin) if isinstance(shape, EqRConfig) else load_feedforward(config.begin)
@@ -278,12 +278,11 @@ def _compile(network: nn.Module, device: torch.device) -> None:
 def training_pool(config: TrainConfig) -> Instance:
     """The puzzles that `config` asks for, without those that have a symmetric twin among the bundled test and validation puzzles.
 
-    Side 4 is the exception: up to symmetry it has so few minimal puzzles that every pool holds the bundled ones, and no claim about
-    unseen puzzles can be made there.
+    The smallest boards, such as Sudoku of side 4, are the exception: up to symmetry they are so few that every pool holds the bundled ones, and no
+    claim about unseen puzzles can be made there.
     """
-    side = tasks.side_of(config.task)
-    pool = tasks.load(config.task, path=config.data, split="train") if config.data else generate(side, config.puzzles, seed=config.seed)
-    if side == 4:
+    pool = tasks.load(config.task, path=config.data, split="train") if config.data else generate(config.task, config.puzzles, seed=config.seed)
+    if not tasks.task_of(config.task).unseen:
         return pool
     seen = torch.zeros(len(pool), dtype=torch.bool)
     for split in ("test", "validation"):

@@ -7,11 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attractorlab.tasks import side_of
-from attractorlab.tasks.symmetry import random_symmetries
+from attractorlab.tasks import random_symmetries, task_of
 from attractorlab.types import Instance
-
-BLANK = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +18,7 @@ class PuzzleStream:
     Args:
         pool: The puzzles, with their targets.
         generator: Draws rows, symmetries and revealed cells.
-        reveal: Share of puzzles that get some of their blanks filled in. Easier puzzles among hard ones teach the
+        reveal: Share of puzzles that get some of their blanks (in mazes, free cells) filled in. Easier puzzles among hard ones teach the
             network to hold still at a solution (Ren and Liu 2026).
         reveal_up_to: Largest share of blanks that is filled in.
     """
@@ -36,10 +33,10 @@ class PuzzleStream:
         assert self.pool.targets is not None
         g = self.generator
         chosen = torch.randint(len(self.pool), (rows,), generator=g)
-        symmetry = random_symmetries(side_of(self.pool.task), rows, generator=g)
+        symmetry = random_symmetries(self.pool.task, rows, generator=g)
         inputs, targets = symmetry.apply(self.pool.inputs[chosen]), symmetry.apply(self.pool.targets[chosen])
         share = torch.rand(rows, 1, generator=g) * self.reveal_up_to * (torch.rand(rows, 1, generator=g) < self.reveal)
-        shown = (torch.rand(inputs.shape, generator=g) < share) & (inputs == BLANK)
+        shown = (torch.rand(inputs.shape, generator=g) < share) & (inputs == task_of(self.pool.task).kind.blank)
         return torch.where(shown, targets, inputs), targets
 
 

@@ -202,7 +202,7 @@ def test_published_sizes_need_no_keyword(tmp_path):
             assert (c.task, c.sites, c.prefix, c.vocabulary) == ("sudoku-9", 81, prefix, 11)
     maze = made.write_raw(tmp_path / "maze" / "step_9", made.state_dict("trm", width=8, sites=900, prefix=16, vocabulary=6, mixer="mlp"), made.arch("trm", **cycles))
     c = models.load(maze).config
-    assert (c.task, c.sites, c.prefix) == ("maze", 900, 16)
+    assert (c.task, c.sites, c.prefix) == ("maze-30", 900, 16)
     assert models.describe(maze)["model"] == "trm"
 
 

@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_written_to_only_loses_the_cache(monkeypatch: py
         return lambda loop: loop
 
     monkeypatch.setattr(kernels.numba, "njit", njit)
-    assert kernels._compiled(lambda: 7)() == 7
+    assert kernels.compiled(lambda: 7)() == 7
     assert asked == [{"cache": True, "nogil": True}, {"nogil": True}]
 
 

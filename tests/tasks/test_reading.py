@@ -86,7 +86,7 @@ def test_every_bundled_puzzle_can_be_remade_from_its_name(side: int, split: str)
 
 def test_the_smallest_bundled_file_is_remade_to_the_same_text() -> None:
     stored = gzip.decompress(files("attractorlab").joinpath("assets", "puzzles", "sudoku-4.csv.gz").read_bytes())
-    assert bundle.as_csv(bundle.bundled(4)).encode() == stored
+    assert bundle.as_csv(bundle.bundled("sudoku-4")).encode() == stored
 
 
 @pytest.mark.parametrize("side", [6, 9])
@@ -114,11 +114,11 @@ def test_sudoku_means_side_9_and_rows_choose() -> None:
 
 
 def test_unknown_names_and_rows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`side_of` got the task 'chess'\. The tasks are"):
+    with pytest.raises(ValueError, match=r"`task_of` got the task 'chess'\. The tasks are"):
         tasks.load("chess")
     with pytest.raises(
         ValueError,
-        match=r"`load` got the split 'train' for the bundled puzzles\..*Make training puzzles with `generate\(6, count, seed=0\)`",
+        match=r"`load` got the split 'train' for the bundled puzzles\..*Make training puzzles with `generate\('sudoku-6', count, seed=0\)`",
     ):
         tasks.load("sudoku-6", split="train")
     with pytest.raises(ValueError, match=r"`load` got row 400 of sudoku-9.csv.gz\. It has 400 rows, numbered from 0\. Choose `rows`"):

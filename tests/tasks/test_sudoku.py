@@ -1,6 +1,5 @@
 """Boards, rules and text."""
 
-import inspect
 from itertools import permutations, product
 
 import numpy as np
@@ -143,11 +142,16 @@ def test_wrong_tokens_are_refused_with_their_row() -> None:
     ):
         tasks.from_tokens([[1] * 16, [1] * 15], task="sudoku-4")
     with pytest.raises(
-        tasks.DataError, match=r"ids of shape \(1, 16\) .* for sudoku\. Ids are integers of shape \[row 81\]\. Pass a board"
+        tasks.DataError, match=r"ids of shape \(1, 16\) .* for sudoku-9\. Ids are integers of shape \[row 81\]\. Pass a board"
     ):
         tasks.from_tokens(torch.ones(1, 16, dtype=torch.long))
-    with pytest.raises(tasks.DataError, match=r"type torch.float32 for sudoku-4"):
-        inspect.unwrap(tasks.from_tokens)(torch.ones(1, 16), task="sudoku-4")  # as users call it, without the tests' type checker
+
+
+@pytest.mark.parametrize("task", ["sudoku-4", "maze-5"])
+@pytest.mark.usefixtures("unchecked")
+def test_ids_that_are_no_integers_are_refused(task: str) -> None:
+    with pytest.raises(tasks.DataError, match=rf"type torch.float32 for {task}\. Ids are integers"):
+        tasks.from_tokens(torch.ones(1, tasks.task_of(task).sites), task=task)
 
 
 def test_wrong_text_is_refused_with_its_row() -> None:
@@ -166,7 +170,7 @@ def test_wrong_text_is_refused_with_its_row() -> None:
 
 
 def test_unknown_tasks_and_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"`side_of` got the task 'sudoku-5'\. The tasks are 'sudoku', .*Pass one of them"):
+    with pytest.raises(ValueError, match=r"`task_of` got the task 'sudoku-5'\. The tasks are 'sudoku', .*Pass one of them"):
         tasks.side_of("sudoku-5")
     with pytest.raises(ValueError, match=r"`box_of` got a side of 5\. Boards have a side of 4, 6 or 9\. Pass"):
         box_of(5)
