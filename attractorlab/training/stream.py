@@ -16,7 +16,7 @@ class PuzzleStream:
     """Endless training pairs from `pool`, drawn with `generator`, whose state is the stream's only state.
 
     Args:
-        pool: The puzzles, with their targets.
+        pool: The puzzles, with their targets, on the device of `generator`.
         generator: Draws rows, symmetries and revealed cells.
         reveal: Share of puzzles that get some of their blanks (in mazes, free cells) filled in. Easier puzzles among hard ones teach the
             network to hold still at a solution (Ren and Liu 2026).
@@ -32,11 +32,11 @@ class PuzzleStream:
         """Inputs and targets of `rows` more puzzles."""
         assert self.pool.targets is not None
         g = self.generator
-        chosen = torch.randint(len(self.pool), (rows,), generator=g)
+        chosen = torch.randint(len(self.pool), (rows,), generator=g, device=g.device)
         symmetry = random_symmetries(self.pool.task, rows, generator=g)
         inputs, targets = symmetry.apply(self.pool.inputs[chosen]), symmetry.apply(self.pool.targets[chosen])
-        share = torch.rand(rows, 1, generator=g) * self.reveal_up_to * (torch.rand(rows, 1, generator=g) < self.reveal)
-        shown = (torch.rand(inputs.shape, generator=g) < share) & (inputs == task_of(self.pool.task).kind.blank)
+        share = torch.rand(rows, 1, generator=g, device=g.device) * self.reveal_up_to * (torch.rand(rows, 1, generator=g, device=g.device) < self.reveal)
+        shown = (torch.rand(inputs.shape, generator=g, device=g.device) < share) & (inputs == task_of(self.pool.task).kind.blank)
         return torch.where(shown, targets, inputs), targets
 
 

@@ -1,6 +1,7 @@
 """The trainer: the same bytes after a stop, a loss that falls, and carries, halts and averages as described."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,9 +14,11 @@ from attractorlab import tasks
 from attractorlab.maps import in_turn
 from attractorlab.models import CheckpointError, eqr, load, load_feedforward
 from attractorlab.tasks import BLANK
-from attractorlab.training import loop
+from attractorlab.training import preparing
 from attractorlab.training.config import TrainConfig
-from attractorlab.training.loop import Trainer, train, training_pool
+from attractorlab.training.loop import Trainer, train
+from attractorlab.training.preparing import training_pool
+from attractorlab.training.ranks import Ranks
 
 TINY = TrainConfig("sudoku-4", width=16, blocks=1, H_cycles=2, L_cycles=1, segments=12, batch=8, warmup=4, decay=4, halt_max=4, reveal=0.5, noise=0.05)
 
@@ -51,11 +54,12 @@ def test_a_stopped_and_resumed_run_writes_the_same_bytes(tmp_path, pool, change)
     train_in(tmp_path / "whole", Trainer(config, pool=pool))
     with pytest.raises(Killed):
         train(Trainer(config, pool=pool), tmp_path / "parts", name="tiny", command="a test", save_every=6, report=killed_after(8))
-    resumed = Trainer.resume(tmp_path / "parts" / "state.safetensors", pool=pool)
+    resumed = Trainer.resume(tmp_path / "parts" / "state", pool=pool)
     assert resumed.segment == 6
     train_in(tmp_path / "parts", resumed)
-    for name in ("model.safetensors", "state.safetensors"):
+    for name in ("model.safetensors", "state/segment-00000012/rank-0-of-1-0000.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
+    assert [one.name for one in (tmp_path / "parts" / "state").iterdir()] == ["segment-00000012"]
     segments = [json.loads(line)["segment"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert segments == sorted(set(segments)) and segments[-1] == 12
     about = load_feedforward(tmp_path / "whole" / "model.safetensors") if config.model == "feedforward" else load(tmp_path / "whole")
@@ -75,7 +79,7 @@ def test_saving_in_the_middle_changes_nothing(tmp_path, pool):
     straight, saving = Trainer(TINY, pool=pool), Trainer(TINY, pool=pool)
     list(straight.run())
     for _ in saving.run(every=1):
-        saving.save_state(tmp_path / "s.safetensors")
+        saving.save_state(tmp_path / "s")
         saving.save_model(tmp_path / "m.safetensors", name="x", command="y")
     for name, tensor in straight.model.state_dict().items():
         assert tensor.equal(saving.model.state_dict()[name]), name
@@ -108,9 +112,9 @@ def test_a_training_begins_with_given_weights_and_is_resumed_without_them(tmp_pa
     for name, tensor in load(given).state_dict().items():
         assert tensor.equal(second.model.state_dict()[name]) and tensor.equal(second.average.state_dict()[name]), name
     second._segment()
-    second.save_state(tmp_path / "state.safetensors")
+    second.save_state(tmp_path / "state")
     given.unlink()
-    resumed = Trainer.resume(tmp_path / "state.safetensors", pool=pool)
+    resumed = Trainer.resume(tmp_path / "state", pool=pool)
     assert resumed.config == config and resumed.segment == 1
     with pytest.raises(ValueError, match=r"got begin='eqr-sudoku-4', whose weights are not those of the configuration \(.*\)\. .* Set width, blocks"):
         Trainer(replace(TINY, begin="eqr-sudoku-4"), pool=pool)
@@ -256,9 +260,9 @@ def test_progress_is_the_average_since_the_last_and_does_not_suffer_from_a_resum
     trainer = Trainer(TINY, pool=pool)
     for progress in trainer.run(every=1):
         if progress["segment"] == 7:
-            trainer.save_state(tmp_path / "s.safetensors")
+            trainer.save_state(tmp_path / "s")
             break
-    rest = list(Trainer.resume(tmp_path / "s.safetensors", pool=pool).run(every=5))
+    rest = list(Trainer.resume(tmp_path / "s", pool=pool).run(every=5))
     assert [one["loss"] for one in rest] == pytest.approx([sum(every_one[7:10]) / 3, sum(every_one[10:]) / 2])
 
 
@@ -270,7 +274,7 @@ def test_an_interruption_loses_no_more_than_was_asked(tmp_path, pool, save_every
 
     with pytest.raises(KeyboardInterrupt):
         train(Trainer(TINY, pool=pool), tmp_path, name="tiny", command="", save_every=save_every, report=report)
-    saved = Trainer.resume(tmp_path / "state.safetensors", pool=pool).segment
+    saved = Trainer.resume(tmp_path / "state", pool=pool).segment
     assert saved % save_every == 0 and 8 - saved <= save_every
 
 
@@ -278,23 +282,31 @@ def test_a_torn_log_is_mended_on_resuming(tmp_path, pool):
     train_in(tmp_path, Trainer(replace(TINY, segments=2), pool=pool), save_every=1)
     log = tmp_path / "log.jsonl"
     log.write_text(log.read_text() + '{"segment": 9, "loss": 1.0}\n{"segment": 3, "lo')
-    train_in(tmp_path, Trainer.resume(tmp_path / "state.safetensors", pool=pool))
+    train_in(tmp_path, Trainer.resume(tmp_path / "state", pool=pool))
     assert [json.loads(line)["segment"] for line in log.read_text().splitlines()] == [1, 2]
 
 
 def test_a_state_is_resumed_on_the_same_data_and_from_a_whole_file_alone(tmp_path, pool):
     trainer = Trainer(replace(TINY, segments=1), pool=pool)
     train_in(tmp_path, trainer)
-    state = tmp_path / "state.safetensors"
+    state = tmp_path / "state"
     with pytest.raises(CheckpointError, match=r"was trained on data with the fingerprint .*resumed on the same data.*Put the same file where it was"):
         Trainer.resume(state, pool=pool[:59])
-    with pytest.raises(CheckpointError, match=r"says format 'attractorlab-model-1'.*Use the state.safetensors that `attractorlab train` left"):
-        Trainer.resume(tmp_path / "model.safetensors", pool=pool)
-    with pytest.raises(CheckpointError, match=r"is a safetensors file of format 'attractorlab-training-1'"):
-        load(state)
-    state.write_bytes(state.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"holds no training state.*Use the folder `state` that `attractorlab train` left"):
+        Trainer.resume(tmp_path, pool=pool)
+    file = state / "segment-00000001" / "rank-0-of-1-0000.safetensors"
+    with pytest.raises(CheckpointError, match=r"is a safetensors file of format 'attractorlab-training-2'"):
+        load(file)
+    with pytest.raises(CheckpointError, match=r"holds the parts of 1 processes, and 2 would read it.*Start as many with torchrun"):
+        Trainer.resume(state, pool=pool, ranks=Ranks(0, 2))
+    file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match=r"cannot be read as a safetensors file"):
         Trainer.resume(state, pool=pool)
+    shutil.copy(tmp_path / "model.safetensors", file)
+    with pytest.raises(CheckpointError, match=r"says format 'attractorlab-model-1'.*Use the version of attractorlab that wrote them"):
+        Trainer.resume(state, pool=pool)
+    with pytest.raises(ValueError, match=r"got batch=8 for 3 processes.*Set batch to a multiple of 3"):
+        Trainer(TINY, pool=pool, ranks=Ranks(0, 3))
 
 
 def test_a_state_is_saved_once_in_one_or_more_segments(tmp_path, pool):
@@ -315,10 +327,10 @@ def test_the_pool_leaves_out_twins_of_the_bundled_puzzles_but_on_side_four(monke
         ids=(*own.ids, *["twin"] * 6),
         difficulty=torch.cat([own.difficulty, torch.zeros(6, dtype=own.difficulty.dtype)]),
     )
-    monkeypatch.setattr(loop, "generate", lambda side, count, *, seed: mixed)
+    monkeypatch.setattr(preparing, "generate", lambda side, count, *, seed: mixed)
     pool = training_pool(replace(TINY, task="sudoku-6"))
     assert "twin" not in pool.ids and len(pool) >= 29 and set(pool.ids) <= set(own.ids)
-    monkeypatch.setattr(loop, "generate", lambda side, count, *, seed: tasks.generate(side, count, seed=seed))
+    monkeypatch.setattr(preparing, "generate", lambda side, count, *, seed: tasks.generate(side, count, seed=seed))
     assert len(training_pool(replace(TINY, puzzles=37))) == 37
 
 
@@ -331,7 +343,10 @@ pool = tasks.generate(4, 60, seed=1)
 config = dict(width=16, blocks=1, H_cycles=1, L_cycles=1, batch=8, noise=0.05)
 both = [Trainer(TrainConfig("sudoku-4", engine=engine, **config), pool=pool) for engine in ("eager", "compiled")]
 for _ in range(3):
-    print(*[one._segment()[0]["loss"] for one in both])
+    for one in both:
+        one.sums.zero_()
+        one._segment()
+    print(*[float(one.sums[0]) for one in both])
 assert both[0].model.state_dict().keys() == both[1].model.state_dict().keys()
 """
 

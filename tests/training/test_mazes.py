@@ -9,9 +9,10 @@ import attractorlab as al
 from attractorlab import plots, tasks
 from attractorlab.models import EqR, load
 from attractorlab.report.sections import SYMBOLS
-from attractorlab.training import loop
+from attractorlab.training import preparing
 from attractorlab.training.config import PRESETS, TrainConfig
-from attractorlab.training.loop import Trainer, train, training_pool
+from attractorlab.training.loop import Trainer, train
+from attractorlab.training.preparing import training_pool
 from attractorlab.training.stream import PuzzleStream
 
 TINY = TrainConfig("maze-7", width=16, blocks=1, mixer="attention", heads=2, segments=6, batch=8, warmup=2, decay=2, halt_max=3, reveal=0.5)
@@ -46,7 +47,7 @@ def test_the_pool_leaves_out_mazes_with_a_twin_among_the_bundled_but_on_the_smal
     test = tasks.load("maze-11", rows=slice(0, 4))
     turned = tasks.random_symmetries("maze-11", 4, generator=torch.Generator().manual_seed(0))
     mixed = replace(own, inputs=torch.cat([own.inputs, turned.apply(test.inputs)]), targets=torch.cat([own.targets, turned.apply(test.targets)]), ids=(*own.ids, *["twin"] * 4), difficulty=None)
-    monkeypatch.setattr(loop, "generate", lambda task, count, *, seed: mixed)
+    monkeypatch.setattr(preparing, "generate", lambda task, count, *, seed: mixed)
     assert training_pool(replace(TINY, task="maze-11")).ids == own.ids
     monkeypatch.undo()
     assert len(training_pool(replace(TINY, puzzles=37))) == 37
@@ -57,8 +58,8 @@ def test_a_run_on_mazes_is_resumed_to_the_same_bytes_and_its_model_takes_mazes(t
     first = Trainer(TINY, pool=pool)
     for _ in range(3):
         first._segment()
-    first.save_state(tmp_path / "state.safetensors")
-    train(Trainer.resume(tmp_path / "state.safetensors", pool=pool), tmp_path / "parts", name="tiny", command="a test", save_every=100, report=lambda progress: None)
+    first.save_state(tmp_path / "state")
+    train(Trainer.resume(tmp_path / "state", pool=pool), tmp_path / "parts", name="tiny", command="a test", save_every=100, report=lambda progress: None)
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "parts" / "model.safetensors").read_bytes()
     reasoner = load(tmp_path / "whole")
     assert (reasoner.config.task, reasoner.config.sites, reasoner.config.vocabulary, reasoner.config.positions) == ("maze-7", 49, 6, "rotary")

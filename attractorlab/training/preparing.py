@@ -1,0 +1,60 @@
+"""What a training starts from: its network, compiled or not, and its puzzles."""
+
+import os
+import shutil
+
+import torch
+from torch import nn
+
+from attractorlab import tasks
+from attractorlab.models.checkpoints import load, load_feedforward
+from attractorlab.models.eqr import EqR, EqRConfig
+from attractorlab.models.feedforward import FeedForward
+from attractorlab.models.layers import Stack
+from attractorlab.tasks import generate
+from attractorlab.training.config import TrainConfig
+from attractorlab.types import Instance
+
+
+def network(config: TrainConfig, sites: int, generator: torch.Generator) -> EqR | FeedForward:
+    """The network to train, with fresh weights or those that the configuration begins with."""
+    shape = config.shape(sites=sites, vocabulary=tasks.task_of(config.task).vocabulary)
+    network = EqR(shape, generator=generator) if isinstance(shape, EqRConfig) else FeedForward(shape, generator=generator)
+    if config.begin:
+        other = load(config.begin) if isinstance(shape, EqRConfig) else load_feedforward(config.begin)
+        ours, theirs = ({name: tuple(tensor.shape) for name, tensor in one.state_dict().items()} for one in (network, other))
+        if ours != theirs:
+            raise ValueError(
+                f"`train` got begin={config.begin!r}, whose weights are not those of the configuration ({', '.join(sorted(dict(ours.items() ^ theirs.items()))[:4])}). "
+                "A training is begun with weights of its own shape. Set width, blocks and mixer to those that `attractorlab inspect` shows."
+            )
+        network.load_state_dict(other.state_dict())
+    return network
+
+
+def compile_stacks(model: nn.Module, device: torch.device) -> None:
+    """Let the stacks of `model` run as compiled code; names and weights stay as they are."""
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ValueError(
+            f"`train` got engine='compiled' and found no {compiler}. On the CPU, compiled training needs a C++ compiler. "
+            "Install g++, name another one in the environment variable CXX, or use engine=eager."
+        )
+    for module in model.modules():
+        if isinstance(module, Stack):
+            module.compile(dynamic=False)
+
+
+def training_pool(config: TrainConfig) -> Instance:
+    """The puzzles that `config` asks for, without those that have a symmetric twin among the bundled test and validation puzzles.
+
+    The smallest boards, such as Sudoku of side 4, are the exception: up to symmetry they are so few that every pool holds the bundled ones, and no
+    claim about unseen puzzles can be made there.
+    """
+    pool = tasks.load(config.task, path=config.data, split="train") if config.data else generate(config.task, config.puzzles, seed=config.seed)
+    if not tasks.task_of(config.task).unseen:
+        return pool
+    seen = torch.zeros(len(pool), dtype=torch.bool)
+    for split in ("test", "validation"):
+        seen |= tasks.overlap(tasks.load(config.task, split=split), pool)
+    return pool[~seen]
