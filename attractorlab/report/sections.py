@@ -37,6 +37,8 @@ def facts(data: Recorded) -> dict[str, str]:
         "device": origin.device,
         "recorded": str(data.run.manifest.created),
     }
+    if several := int(tasks.task_of(data.instance.task).kind.several(data.instance.inputs).sum()):
+        card["answers"] = f"{several} of the puzzles have several right answers; last answers are judged by the rules, figures over ticks and scaling by the stored answer alone, which calls the others wrong"
     if BASELINE in data.series:
         card["baseline"] = f"{data.reasoner[BASELINE].name} (weights {data.traj[BASELINE].origin.weights})"
     return card

@@ -33,6 +33,7 @@ class Kind:
         ids: What the ids mean, in words.
         unit: What its difficulty counts.
         graded: What bundled puzzles of one level share, from the side and the difficulty.
+        several: Which puzzles have more than one right answer.
         generate, identity, random_symmetries: Called with the side first.
         verify, canonical, fingerprint, overlap, tokens_of, to_text, grid_lines, from_tokens, checked: The functions of those names.
     """
@@ -47,6 +48,7 @@ class Kind:
     ids: str
     unit: str
     graded: Callable[[int, Tensor], Tensor]
+    several: Callable[[Tensor], Tensor]
     generate: Callable[..., Instance]
     identity: Callable[[int, int], Symmetries]
     random_symmetries: Callable[..., Symmetries]
@@ -119,6 +121,7 @@ SUDOKU = Kind(
     ids="a blank is 1 and digit d is d + 1",
     unit="guesses",
     graded=lambda side, guesses: torch.log2(1 + guesses.double()).floor().long(),
+    several=lambda inputs: torch.zeros(len(inputs), dtype=torch.bool),  # none that is read has
     generate=generate_sudoku,
     identity=symmetry.identity,
     random_symmetries=symmetry.random_symmetries,
@@ -143,6 +146,7 @@ MAZE = Kind(
     ids="a wall is 1, a space 2, the start 3, the goal 4 and the path 5",
     unit="steps of the path",
     graded=lambda side, steps: (steps / side).floor().long(),
+    several=lambda inputs: maze_generate.solve_mazes(inputs)[1] > 1,
     generate=maze_generate.generate_mazes,
     identity=maze_symmetry.identity,
     random_symmetries=maze_symmetry.random_symmetries,
