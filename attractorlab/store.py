@@ -17,12 +17,15 @@ from torch import Tensor
 
 from attractorlab.errors import BadData, SpaceError
 from attractorlab.types import (
+    Attempts,
     BasinEstimate,
     BasinSlice,
     Branch,
     Convergence,
     FixedPointSet,
     Floquet,
+    Foresight,
+    HaltingGain,
     Instance,
     LyapunovEstimate,
     NonNormality,
@@ -31,6 +34,7 @@ from attractorlab.types import (
     ProbeFit,
     Projection,
     ScalingGrid,
+    SolveTimes,
     SpectralDensity,
     Spectrum,
     TraceEstimate,
@@ -41,7 +45,7 @@ from attractorlab.types import (
 if TYPE_CHECKING:
     import xarray
 
-SCHEMA = 3  # 2: a trajectory has taps, calls, edits and a continuation; 3: a spectrum has errors and an order, norms have radii of pseudospectra
+SCHEMA = 4  # 3: a spectrum has errors and an order, norms have radii of pseudospectra; 4: a scaling grid has clusters, a policy and intervals of its spread
 NOUNS = {
     noun.__name__: noun
     for noun in (
@@ -49,6 +53,7 @@ NOUNS = {
         *(BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit),
         *(TraceEstimate, SpectralDensity),
         *(Branch,),
+        *(Attempts, HaltingGain, Foresight, SolveTimes),
     )
 }
 Noun = TypeVar("Noun")
