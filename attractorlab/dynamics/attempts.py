@@ -13,7 +13,7 @@ from attractorlab.dynamics.slots import HELD, Slots
 from attractorlab.maps import LatentMap
 from attractorlab.types import Attempts, Result, State, dims_of
 
-MOST_SLOTS = 1024  # on a processor: more rows at a time gain nothing
+MOST_SLOTS = 64  # on a processor: more rows at a time gain nothing, and slots without a row are computed too
 AT_READS = ("answer", "solved", "valid", "residual", "logit_change", "halt")  # what is known of a row at each tick read, and at its halting
 PER_OCTAVE = 4  # ticks that are read in a doubling of depth
 
