@@ -27,6 +27,7 @@ from attractorlab.cli_tools import (
     stored_command,
     use,
 )
+from attractorlab.errors import Unfinished
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -67,6 +68,7 @@ def scale(
     shard: Annotated[
         int | None, typer.Option(help="Puzzles in a unit of work: what an interruption loses at most. It changes no number.", min=1, show_default="as many as fill the slots 16 times")
     ] = None,
+    part: Annotated[str, typer.Option(help="k/n: every n-th unit alone, from the k-th on, for n processes that share a folder. Without it, what they left is done and all is read.")] = "1/1",
     time_rows: Annotated[int, typer.Option(help="Puzzles on which running all to the end is timed against halting with refill; 0 for none.", min=0)] = 64,
     level: Level = 0.95,
     seed: Annotated[int, typer.Option(help="Of the starts.", min=0, max=2**40)] = 0,
@@ -78,7 +80,7 @@ def scale(
     Starts are followed once, to the largest depth; everything else is read off that. The same command goes on with what an interrupted one has left.
     """
     use(threads)
-    depths, breadths = _numbers("depth", depth), _numbers("breadth", breadth)
+    depths, breadths, share = _numbers("depth", depth), _numbers("breadth", breadth), _part(part)
     must_be_folder(out)
     must_take_files(out)
     from attractorlab import models
@@ -91,7 +93,7 @@ def scale(
         asked = _asked(
             reasoner, model, instance, depths=depths, breadths=breadths, every=every, starts=starts, above=halt_above, after=halt_after, rest=halt_rest, hold=hold, slots=slots, shard=shard, seed=seed
         )
-        facts = _measured(reasoner, instance, asked, out, depths, breadths, level, time_rows, {"data": data, "split": split, "level": level, "depth": depths, "breadth": breadths})
+        facts = _measured(reasoner, instance, asked, out, depths, breadths, level, time_rows, share, {"data": data, "split": split, "level": level, "depth": depths, "breadth": breadths})
     if as_json:
         print_json(facts)
     else:
@@ -100,7 +102,7 @@ def scale(
 
 
 def _measured(
-    reasoner: "AbstractRecursion", instance: "Instance", asked: "Measure", out: Path, depth: list[int], breadth: list[int], level: float, time_rows: int, settings: Mapping[str, Any]
+    reasoner: "AbstractRecursion", instance: "Instance", asked: "Measure", out: Path, depth: list[int], breadth: list[int], level: float, time_rows: int, part: tuple[int, int], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Attempts, their readings, and the files that say so."""
     from attractorlab.report.markdown import finite, write_whole
@@ -110,8 +112,10 @@ def _measured(
     command = stored_command(out / "run") or command_line()
     with progress_bar("measuring", 1) as bar:
         run = measure(
-            out / "run", instance, reasoner, asked, settings={**settings, "command": command}, also=[READINGS], verify=_verifier(instance), progress=_with_time_left(bar)
+            out / "run", instance, reasoner, asked, settings={**settings, "command": command}, also=[READINGS], verify=_verifier(instance), part=part, progress=_with_time_left(bar)
         )
+    if missing := [unit for unit in run.missing() if unit != READINGS]:
+        raise Unfinished(f"{out} has part {part[0]} of {part[1]} of its units; {len(missing)} are missing. They are read together. Run the other parts, then the command without --part.")
     if not run.has(READINGS):
         with stages() as say:
             say("reading the attempts")
@@ -329,12 +333,20 @@ def _numbers(name: str, text: str) -> list[int]:
     return sorted({int(part) for part in parts})
 
 
+def _part(text: str) -> tuple[int, int]:
+    """Which units of how many: (k, n) of k/n."""
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise ValueError(f"`scale` got --part {text}. It is k/n, the k-th of n processes. Use --part 1/2 and --part 2/2.")
+    return int(k), int(n)
+
+
 def _with_time_left(bar: Callable[[float | int, str], None]) -> Callable[[int, int, int], None]:
     """Show units done, and the time that those to come will take at the pace of this call."""
     began = monotonic()
 
-    def show(mine: int, done: int, of: int) -> None:
-        left = f", {(of - done) * (monotonic() - began) / mine / 60:.1f} min left" if mine and done < of else ""
-        bar(done / max(1, of), f"{done} of {of} units{left}")
+    def show(done: int, left: int, of: int) -> None:
+        more = f", {left * (monotonic() - began) / done / 60:.1f} min left" if done and left else ""
+        bar((of - left) / max(1, of), f"{left} of {of} units to do{more}")
 
     return show

@@ -191,6 +191,7 @@ def measure(
     settings: Mapping[str, Any],
     also: Sequence[str],
     verify: Verify | None,
+    part: tuple[int, int],
     progress: Callable[[int, int, int], None],
 ) -> Run:
     """Attempts at every instance from every start, in units of a few instances, going on with what `folder` already holds.
@@ -205,7 +206,8 @@ def measure(
         settings: Further entries of the manifest.
         also: Units that others may add.
         verify: Whether answers obey the rules, from rows of `instance` and answers.
-        progress: Called with units done in this call, units done in all, and units in all.
+        part: (1, 1) for all units; (k, n) for every n-th alone, from the k-th on, so that n processes can share the work.
+        progress: Called with units done in this call, units still to do in it, and units in all.
 
     Raises:
         RunError: If the folder holds a run that was asked for something else.
@@ -216,19 +218,16 @@ def measure(
     run = Run.create(folder, config=config, units=[PUZZLES, *units], optional=also, created=datetime.now(UTC).isoformat(timespec="seconds"))
     if not run.has(PUZZLES):
         run.write(PUZZLES, {"instance": instance})
-    before = sum(run.has(unit) for unit in units)
-    mine = 0
-    for unit, block in units.items():
-        progress(mine, before + mine, len(units))
-        if not run.has(unit):
-            rows = torch.tensor(list(block))
-            f, z = own_starts(reasoner, instance, rows, asked.series, seed=asked.seed)
-            runs = attempt(
-                f, z, ticks=asked.ticks, read=asked.read, slots=asked.slots, halting=asked.halting, hold=asked.hold, targets=instance.targets, verify=verify
-            )
-            run.write(unit, {"attempts": replace(runs, origin=replace(runs.origin, seed=asked.seed))})
-            mine += 1
-    progress(mine, len(units), len(units))
+    mine = [unit for unit in list(units)[part[0] - 1 :: part[1]] if not run.has(unit)]
+    for done, unit in enumerate(mine):
+        progress(done, len(mine) - done, len(units))
+        rows = torch.tensor(list(units[unit]))
+        f, z = own_starts(reasoner, instance, rows, asked.series, seed=asked.seed)
+        runs = attempt(
+            f, z, ticks=asked.ticks, read=asked.read, slots=asked.slots, halting=asked.halting, hold=asked.hold, targets=instance.targets, verify=verify
+        )
+        run.write(unit, {"attempts": replace(runs, origin=replace(runs.origin, seed=asked.seed))})
+    progress(len(mine), 0, len(units))
     return run
 
 

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "cli_tools": "errors types store tasks models report",
     "cli_tables": "",
     "cli_analysis": "errors types store models dynamics sweep report cli_tools cli_tables",
-    "cli_scale": "types statistics store tasks models dynamics sweep report cli_tools cli_tables",
+    "cli_scale": "errors types statistics store tasks models dynamics sweep report cli_tools cli_tables",
     "cli": "errors types statistics store tasks models training dynamics sweep report doctor probes cli_tools cli_analysis cli_scale",
 }
 FRONT_DOOR = "cli"  # may say `import attractorlab as al`, as a user does

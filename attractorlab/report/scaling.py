@@ -19,6 +19,7 @@ from attractorlab.report.page import Block, Cell, Figure, Section, Table, Text, 
 from attractorlab.types import Attempts, Foresight, HaltingGain, Origin, ScalingGrid, SolveTimes
 
 BINS = 4
+ACCURACY, SCORES, TIMES = "Accuracy by depth and breadth", "What scores foretell", "Ticks to a lasting solution"
 SELECTORS = {
     "mean": "a start picked blindly",
     "residual": "lowest mean residual of the state over the last three ticks",
@@ -156,7 +157,14 @@ def scaling_markdown(title: str, about: Mapping[str, Any], found: Scaled) -> str
 
 def scaling_page(title: str, about: Mapping[str, Any], found: Scaled) -> str:
     """The measurement as a page with figures."""
-    drawn = {"Accuracy by depth and breadth": [(plots.scaling(found.grid), "Depth is ticks, breadth is starts; each row of panels is one way to choose among the starts.")]}
+    drawn = {
+        ACCURACY: [
+            (plots.scaling(found.grid), "Depth is ticks, breadth is starts; each row of panels is one way to choose among the starts."),
+            (plots.frontier(found.grid, found.elastic), "A line joins the cells that no cheaper one equals."),
+        ],
+        SCORES: [(plots.foresight(found.foresight), "On the right, rows that are solved already when the score is read are left out.")],
+        TIMES: [(plots.solve_times(found.times), "A row counts from the tick after which it is never wrong again.")],
+    }
     sections = []
     for k, (heading, lead, (head, rows)) in enumerate(_chapters(found)):
         cells: tuple[tuple[Cell, ...], ...] = tuple(tuple(row) for row in rows)
@@ -173,7 +181,7 @@ def _chapters(found: Scaled) -> list[tuple[str, str, tuple[tuple[str, ...], list
     words = "; ".join(f"{name}: {SELECTORS[name]}" for name in g.selectors if name in SELECTORS)
     parts = [
         (
-            "Accuracy by depth and breadth",
+            ACCURACY,
             f"Every start followed for depth ticks; one tick is {g.clock}. {level}. {words}. Path dependence: mean over instances of |accuracy over the starts − accuracy of the first|.",
             accuracy_table(g),
         )
@@ -191,7 +199,7 @@ def _chapters(found: Scaled) -> list[tuple[str, str, tuple[tuple[str, ...], list
     told = found.foresight
     parts.append(
         (
-            "What scores foretell",
+            SCORES,
             f"Area under the ROC curve of a score read at a tick, for being solved at tick {told.ticks}, over {told.rows} rows; and over those alone that are not solved yet when it is read. "
             f"Scores of state and logits are means over the last three ticks. Intervals redraw {told.clusters} clusters. A dash: all rows alike, or no interval can be told.",
             foresight_table(told),
@@ -199,7 +207,7 @@ def _chapters(found: Scaled) -> list[tuple[str, str, tuple[tuple[str, ...], list
     )
     parts.append(
         (
-            "Ticks to a lasting solution",
+            TIMES,
             f"The tick from which a start is solved at every tick up to {found.times.ticks}, by difficulty of the instance. All were followed for {found.times.ticks} ticks: those not solved "
             "then may need more, or never be solved.",
             times_table(found.times),
