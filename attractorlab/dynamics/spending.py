@@ -47,19 +47,21 @@ def halting_gain(runs: Attempts, *, depth: list[int], level: float, cluster: Int
     sums, counts, weights = redrawn(torch.cat([with_halting, without, took, with_halting - without[at]]), group, draws=DRAWS, seed=0)
     drawn = (weights @ sums.T) / (weights @ counts)[:, None]
     point = sums.sum(1) / counts.sum()
-    margin = (accuracy - low).numpy()  # of the sample; in each draw the same
+    # How much more often rows are right without halting at each tick read than with it, the same rows: [.. depth read].
+    ahead, ahead_drawn = point[None, n : n + k] - point[:n, None], drawn[:, None, n : n + k] - drawn[:, :n, None]
+    margin = np.maximum(np.quantile(ahead_drawn, (1 + level) / 2, axis=0) - ahead, 0)
 
-    def matched(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """For each line of means, the first tick read at which no halting is as good; infinite if none."""
-        enough = values[:, None, n : n + k] >= values[:, :n, None] - margin[:, None] - 1e-12
-        return np.where(enough.any(2), np.array(reads, dtype=float)[enough.argmax(2)], np.inf)
+    def matched(gap: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The first tick read at which no halting is as good, to within the interval of the difference; infinite if none."""
+        enough = gap >= -margin - 1e-12
+        return np.where(enough.any(-1), np.array(reads, dtype=float)[enough.argmax(-1)], np.inf)
 
     calls = point[n + k : 2 * n + k]
-    match = matched(point[None])[0]
+    match = matched(ahead)
     short = [max([t for t in reads if t < m], default=0) for m in match.tolist()]
     spent = drawn[:, n + k : 2 * n + k]
     saving_low, saving_high = _limits(np.array(depth) / spent, level, len(counts))
-    ratio_low, ratio_high = _limits(matched(drawn) / spent, level, len(counts))
+    ratio_low, ratio_high = _limits(matched(ahead_drawn) / spent, level, len(counts))
     calls_low, calls_high = _limits(spent, level, len(counts))
     difference_low, difference_high = _limits(drawn[:, 2 * n + k :], level, len(counts))
     return HaltingGain(

@@ -191,7 +191,7 @@ def _chapters(found: Scaled) -> list[tuple[str, str, tuple[tuple[str, ...], list
         parts.append(
             (
                 "What halting saves",
-                f"One start, picked blindly, of {found.gain.rows} rows. Matched: the tick at which rows that do not halt are right as often, to within the interval of those that do, known to "
+                f"One start, picked blindly, of {found.gain.rows} rows. Matched: the tick at which rows that do not halt are right as often, to within the interval of the difference on the same rows, known to "
                 "the ticks that were read; its ratio to the ticks taken is with the larger of them. A dash: no interval can be told.",
                 gain_table(found.gain),
             )
