@@ -9,6 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 FEWEST = 10  # clusters that a bootstrap needs
+AT_ONCE = 2**20  # numbers that a bootstrap works on at a time
 FEWEST_BATCHES = 4  # batches over time that a standard error is read from
 
 
@@ -147,13 +148,16 @@ def cluster_auc(
     _, tie = np.unique(x, return_inverse=True)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(len(kinds), np.full(len(kinds), 1 / len(kinds)), size=draws)
+    begins = np.flatnonzero(np.diff(tie, prepend=-1))
     areas = []
-    for w in (np.ones(len(kinds)), *weights):
-        up, down = np.bincount(tie, w[index] * y), np.bincount(tie, w[index] * ~y)
-        below = np.cumsum(down) - down
-        pairs = up.sum() * down.sum()
-        areas.append(float((up * (below + down / 2)).sum() / pairs) if pairs else np.nan)
-    area, drawn = areas[0], np.array(areas[1:])
+    step = max(1, AT_ONCE // max(1, len(x)))
+    for k in range(0, draws + 1, step):
+        w = np.concatenate([np.ones((1, len(kinds)), dtype=weights.dtype), weights])[k : k + step, index].astype(np.float64)
+        up, down = np.add.reduceat(w * y, begins, axis=1), np.add.reduceat(w * ~y, begins, axis=1)
+        ahead = up * (np.cumsum(down, axis=1) - down / 2)  # of a tie, half is below
+        pairs = up.sum(1) * down.sum(1)
+        areas.append(np.divide(ahead.sum(1), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
+    area, drawn = float(areas[0][0]), np.concatenate(areas)[1:]
     if np.isnan(area):
         return np.nan, np.nan, np.nan
     return area, *_between(drawn, level, len(kinds))

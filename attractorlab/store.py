@@ -15,17 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attractorlab import types
 from attractorlab.errors import BadData, SpaceError
 from attractorlab.types import (
-    Attempts,
     BasinEstimate,
     BasinSlice,
     Branch,
     Convergence,
     FixedPointSet,
     Floquet,
-    Foresight,
-    HaltingGain,
     Instance,
     LyapunovEstimate,
     NonNormality,
@@ -34,7 +32,6 @@ from attractorlab.types import (
     ProbeFit,
     Projection,
     ScalingGrid,
-    SolveTimes,
     SpectralDensity,
     Spectrum,
     TraceEstimate,
@@ -53,7 +50,7 @@ NOUNS = {
         *(BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit),
         *(TraceEstimate, SpectralDensity),
         *(Branch,),
-        *(Attempts, HaltingGain, Foresight, SolveTimes),
+        *(types.Attempts, types.HaltingGain, types.Foresight, types.SolveTimes),
     )
 }
 Noun = TypeVar("Noun")
@@ -246,17 +243,7 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
     """
     first = parts[0]
     kinds = {
-        (
-            part.clock,
-            part.origin.weights,
-            tuple(part.states),
-            tuple(part.readouts),
-            tuple(part.calls.items()),
-            part.edits,
-            part.continuation,
-            *part.kept.tolist(),
-            *part.ticks.tolist(),
-        )
+        (part.clock, part.origin.weights, tuple(part.states), tuple(part.readouts), tuple(part.calls.items()), part.edits, part.continuation, *part.kept.tolist(), *part.ticks.tolist())
         for part in parts
     }
     if len(kinds) > 1:

@@ -196,7 +196,8 @@ def measure(
 ) -> Run:
     """Attempts at every instance from every start, in units of a few instances, going on with what `folder` already holds.
 
-    The starts of an instance are drawn from a generator of its own, made from the seed and the puzzle: neither the size of the units nor the choice of rows changes a number.
+    Each start is drawn from a generator of its own, made from the seed, the puzzle and the number of the start: neither the size of the units nor the choice of rows or breadth
+    changes a number.
 
     Args:
         folder: The run's folder.
@@ -237,15 +238,16 @@ def attempts_in(run: Run) -> Attempts:
 
 
 def own_starts(reasoner: AbstractRecursion, instance: Instance, rows: Int[Tensor, " chosen"], one: Series, *, seed: int) -> tuple[LatentMap, State]:
-    """The map and the starts of some instances, each instance's from a generator of its own; `instance` coordinates count through all of them."""
+    """The map and the starts of some instances, each start from a generator of its own; `instance` coordinates count through all of them."""
     f = strobe(reasoner.bind(instance[rows]), one.every)
     f = replace(f, instance=rows)
     parts = []
     for row in range(len(rows)):
-        drawn = hashlib.sha256(f"{seed}".encode() + instance.inputs[rows[row]].numpy().tobytes()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(drawn[:7], "big"))
-        drive = {name: leaf[row : row + 1].expand(one.starts, *leaf.shape[1:]) for name, leaf in f.drive.items()}
-        parts.append(reasoner.start(drive, generator=generator) if one.scale is None else reasoner.random_start(drive, scale=one.scale, generator=generator))
+        drive = {name: leaf[row : row + 1] for name, leaf in f.drive.items()}
+        for start in range(one.starts):
+            drawn = hashlib.sha256(f"{seed} {start} ".encode() + instance.inputs[rows[row]].numpy().tobytes()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(drawn[:7], "big"))
+            parts.append(reasoner.start(drive, generator=generator) if one.scale is None else reasoner.random_start(drive, scale=one.scale, generator=generator))
     return f.take(repeat_rows(len(rows), one.starts)), {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -63,7 +63,7 @@ def frontier(grid: ScalingGrid, elastic: ScalingGrid | None = None) -> go.Figure
     fig.update_xaxes(title=f"ticks an instance (clock: {plain(grid.clock)})", type="log")
     fig.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
     fig.update_yaxes(title="accuracy", row=1, col=1)
-    facts = [source(grid.origin.model, grid.origin.dtype), f"n = {counted(grid.instances, 'instance')}, {counted(grid.clusters, 'cluster')}", f"bands: {grid.level:.0%} intervals over clusters"]
+    facts = [source(grid.origin.model, grid.origin.dtype), f"n = {counted(grid.instances, 'instance')}, {counted(grid.clusters, 'cluster')}", f"clock: {plain(grid.clock)}", f"bands: {grid.level:.0%} intervals over clusters"]
     return finish(fig, title=title, facts=[*facts, plain(elastic.policy) if elastic is not None else ""], height=470)
 
 
