@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from attractorlab.report.scaling import Scaled
     from attractorlab.store import Run
     from attractorlab.sweep import Measure
-    from attractorlab.types import Instance
+    from attractorlab.types import Attempts, Instance
 
 READINGS = "readings"  # the unit that holds what is read off the attempts
 FILLED = 16  # times that a unit of work fills all slots: at its end some are without a row
@@ -105,9 +105,10 @@ def _measured(
     reasoner: "AbstractRecursion", instance: "Instance", asked: "Measure", out: Path, depth: list[int], breadth: list[int], level: float, time_rows: int, part: tuple[int, int], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Attempts, their readings, and the files that say so."""
+    from attractorlab.dynamics.scaling import same_targets
     from attractorlab.report.markdown import finite, write_whole
-    from attractorlab.report.scaling import nouns_of, scaled_of, scaling_facts, scaling_markdown, scaling_page
-    from attractorlab.sweep import measure
+    from attractorlab.report.scaling import nouns_of, read_off, scaled_of, scaling_facts, scaling_markdown, scaling_page
+    from attractorlab.sweep import attempts_in, measure
 
     command = stored_command(out / "run") or command_line()
     with progress_bar("measuring", 1) as bar:
@@ -116,12 +117,15 @@ def _measured(
         )
     if missing := [unit for unit in run.missing() if unit != READINGS]:
         raise Unfinished(f"{out} has part {part[0]} of {part[1]} of its units; {len(missing)} are missing. They are read together. Run the other parts, then the command without --part.")
+    runs = attempts_in(run)
     if not run.has(READINGS):
         with stages() as say:
             say("reading the attempts")
-            run.write(READINGS, nouns_of(_readings(run, instance, depth, breadth, level)))
+            assert instance.targets is not None
+            cluster = same_targets(instance.targets)
+            run.write(READINGS, nouns_of(read_off(runs, depth=depth, breadth=breadth, level=level, cluster=cluster, difficulty=instance.difficulty)))
     found = scaled_of(run.read(READINGS))
-    about = _about(run, reasoner, instance, asked, found)
+    about = _about(run, runs, reasoner, instance, asked, found)
     timed = _timed(out / "throughput.json", reasoner, instance, asked, time_rows)
     facts = {**about, "throughput": timed, **scaling_facts(found)}
     title = f"Depth, breadth and halting: {reasoner.name}"
@@ -135,20 +139,8 @@ def _measured(
     return facts
 
 
-def _readings(run: "Run", instance: "Instance", depth: list[int], breadth: list[int], level: float) -> "Scaled":
-    from attractorlab.dynamics.scaling import same_targets
-    from attractorlab.report.scaling import read_off
-    from attractorlab.sweep import attempts_in
-
-    assert instance.targets is not None
-    return read_off(attempts_in(run), depth=depth, breadth=breadth, level=level, cluster=same_targets(instance.targets), difficulty=instance.difficulty)
-
-
-def _about(run: "Run", reasoner: "AbstractRecursion", instance: "Instance", asked: "Measure", found: "Scaled") -> dict[str, Any]:
+def _about(run: "Run", runs: "Attempts", reasoner: "AbstractRecursion", instance: "Instance", asked: "Measure", found: "Scaled") -> dict[str, Any]:
     """What the numbers are about."""
-    from attractorlab.sweep import attempts_in
-
-    runs = attempts_in(run)
     computed, whole = int(runs.computed.sum()), runs.ticks * len(runs.instance)
     results = {name: int(n) for name, n in _results(runs.result).items()}
     return {
