@@ -148,11 +148,12 @@ def cluster_auc(
     _, tie = np.unique(x, return_inverse=True)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(len(kinds), np.full(len(kinds), 1 / len(kinds)), size=draws)
+    weights = np.concatenate([np.ones((1, len(kinds)), dtype=weights.dtype), weights])  # the sample itself first
     begins = np.flatnonzero(np.diff(tie, prepend=-1))
     areas = []
     step = max(1, AT_ONCE // max(1, len(x)))
     for k in range(0, draws + 1, step):
-        w = np.concatenate([np.ones((1, len(kinds)), dtype=weights.dtype), weights])[k : k + step, index].astype(np.float64)
+        w = weights[k : k + step, index].astype(np.float64)
         up, down = np.add.reduceat(w * y, begins, axis=1), np.add.reduceat(w * ~y, begins, axis=1)
         ahead = up * (np.cumsum(down, axis=1) - down / 2)  # of a tie, half is below
         pairs = up.sum(1) * down.sum(1)

@@ -67,6 +67,16 @@ def test_the_numbers_are_those_of_the_library(whole):
     assert columns["verifier"] == columns["any"], "a puzzle with one solution has no other valid answer"
 
 
+def test_holding_rows_at_rest_saves_ticks_and_changes_no_answer(whole):
+    reasoner, puzzles = models.load("eqr-sudoku-4"), tasks.load("sudoku-4", rows=slice(0, 8))
+    one = Series(model="", weights="", starts=2, scale=None, every=2)
+    f, z = own_starts(reasoner, puzzles, torch.arange(8), one, seed=0)
+    more = {"ticks": 48, "read": [1, 6, 48], "slots": 8, "halting": Halting(0.0, 1, None), "targets": puzzles.targets}
+    held, followed = attempt(f, z, hold=5e-7, **more), attempt(f, z, hold=None, **more)
+    assert held.solved.equal(followed.solved) and held.answer.equal(followed.answer) and held.halt_tick.equal(followed.halt_tick)
+    assert held.last_tick.equal(followed.last_tick) and int(held.computed.sum()) < 0.8 * int(followed.computed.sum())
+
+
 def test_starts_belong_to_the_puzzle_and_not_to_its_place(whole):
     reasoner, puzzles = models.load("eqr-sudoku-4"), tasks.load("sudoku-4", rows=slice(0, 6))
     one = Series(model="", weights="", starts=2, scale=None, every=1)

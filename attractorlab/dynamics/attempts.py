@@ -17,8 +17,8 @@ MOST_SLOTS = 64  # on a processor: more rows at a time gain nothing, and slots w
 AT_READS = ("answer", "solved", "valid", "residual", "logit_change", "halt")  # what is known of a row at each tick read, and at its halting
 PER_OCTAVE = 4  # ticks that are read in a doubling of depth
 
-Verify = Callable[[Int[Tensor, " row"], Int[Tensor, "row site"]], Bool[Tensor, " row"]]
-"""Whether answers obey the task's own rules, from the instance that each belongs to and the answers. It sees no target."""
+Verify = Callable[[Int[Tensor, " row"], Int[Tensor, "... row site"]], Bool[Tensor, "... row"]]
+"""Whether answers obey the task's own rules, from the instance of each row and answers, of which a row has several. It sees no target."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +209,7 @@ def _noun(
     answer = seen.pop("answer")
     seen["answer"] = fingerprint(answer)
     if verify is not None:
-        rows, columns, sites = answer.shape
-        whose = instance.repeat_interleave(columns)
-        seen["valid"] = verify(whose, answer.reshape(-1, sites).long()).cpu().unflatten(0, (rows, columns))
+        seen["valid"] = verify(instance, answer.transpose(0, 1).long()).cpu().T
     kept = {name: values[:, :reads].T.contiguous() for name, values in seen.items()}
     return Attempts(
         read=torch.tensor(run.read),

@@ -91,7 +91,7 @@ def test_solving_and_halting_are_seen_at_the_ticks_at_which_they_happen():
 def test_every_read_is_what_a_recorded_trajectory_holds(generator):
     f, z, goal = bent(generator)
     read, ticks = [1, 2, 5, 9], 9
-    runs = attempt(f, z, ticks=ticks, read=read, slots=4, halting=PUBLISHED, hold=None, targets=goal, verify=lambda rows, answers: answers[:, 0] == rows % 4)
+    runs = attempt(f, z, ticks=ticks, read=read, slots=4, halting=PUBLISHED, hold=None, targets=goal, verify=lambda rows, answers: answers[..., 0] == rows % 4)
     traj = trace(f, z, ticks=ticks, keep=only_last())
     answer = traj.readouts["answer"]
     solved = (answer == goal).all(2)
@@ -127,7 +127,7 @@ def test_neither_the_order_of_the_queue_nor_the_slots_change_a_bit(generator, le
 
 def test_leaving_at_the_halting_gives_what_was_read_there_of_rows_that_went_on(generator):
     f, z, goal = bent(generator)
-    more = {"ticks": 15, "read": [1, 2, 4, 15], "slots": 3, "halting": PUBLISHED, "targets": goal, "verify": lambda rows, answers: answers[:, 0] > 1}
+    more = {"ticks": 15, "read": [1, 2, 4, 15], "slots": 3, "halting": PUBLISHED, "targets": goal, "verify": lambda rows, answers: answers[..., 0] > 1}
     whole, left = attempt(f, z, hold=None, **more), elastic(f, z, **more)
     same(halted(whole), left, but=("computed", "first_solved", "stays_solved"))
     assert left.computed.equal(left.last_tick) and int(left.computed.sum()) < int(whole.computed.sum())
