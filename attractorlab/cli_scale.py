@@ -1,6 +1,7 @@
 """scale: what depth, breadth, selection and halting buy a model on a file of puzzles."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
@@ -59,6 +60,7 @@ def scale(
     halt_above: Annotated[float, typer.Option(help="A start halts when its halting logit is above this.")] = 0.0,
     halt_after: Annotated[int, typer.Option(help="Ticks before which no start halts.", min=1)] = 1,
     halt_rest: Annotated[float | None, typer.Option(help="Residual below which, at three ticks, a start halts too.", show_default="the halting logit alone")] = None,
+    thresholds: Annotated[str, typer.Option(help="Other thresholds of the halting logit that are tried on the same starts, joined by commas; empty for none.")] = "1,2,4,8",
     hold: Annotated[
         bool, typer.Option("--hold/--no-hold", help="Stop computing a row at rest at the rounding floor whose answer no tick left could change at its pace. It is then held as it is.")
     ] = True,
@@ -81,6 +83,7 @@ def scale(
     """
     use(threads)
     depths, breadths, share = _numbers("depth", depth), _numbers("breadth", breadth), _part(part)
+    tried = _thresholds(thresholds)
     must_be_folder(out)
     must_take_files(out)
     from attractorlab import models
@@ -93,7 +96,7 @@ def scale(
         asked = _asked(
             reasoner, model, instance, depths=depths, breadths=breadths, every=every, starts=starts, above=halt_above, after=halt_after, rest=halt_rest, hold=hold, slots=slots, shard=shard, seed=seed
         )
-        facts = _measured(reasoner, instance, asked, out, depths, breadths, level, time_rows, share, {"data": data, "split": split, "level": level, "depth": depths, "breadth": breadths})
+        facts = _measured(reasoner, instance, asked, out, depths, breadths, level, time_rows, share, {"data": data, "split": split, "level": level, "depth": depths, "breadth": breadths, "thresholds": tried})
     if as_json:
         print_json(facts)
     else:
@@ -123,7 +126,7 @@ def _measured(
             say("reading the attempts")
             assert instance.targets is not None
             cluster = same_targets(instance.targets)
-            run.write(READINGS, nouns_of(read_off(runs, depth=depth, breadth=breadth, level=level, cluster=cluster, difficulty=instance.difficulty)))
+            run.write(READINGS, nouns_of(read_off(runs, depth=depth, breadth=breadth, level=level, cluster=cluster, difficulty=instance.difficulty, thresholds=settings["thresholds"])))
     found = scaled_of(run.read(READINGS))
     about = _about(run, runs, reasoner, instance, asked, found)
     timed = _timed(out / "throughput.json", reasoner, instance, asked, time_rows)
@@ -321,6 +324,17 @@ def _numbers(name: str, text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(f"`scale` got --{name} {text!r}. It is whole numbers from 1, joined by commas. Use --{name} 1,4,16.")
     return sorted({int(part) for part in parts})
+
+
+def _thresholds(text: str) -> list[float]:
+    """The numbers of an option that may be empty, sorted."""
+    try:
+        found = sorted({float(part) for part in text.split(",") if part.strip()})
+    except ValueError:
+        found = [math.nan]
+    if not all(map(math.isfinite, found)):
+        raise ValueError(f"`scale` got --thresholds {text!r}. It is numbers, joined by commas, or nothing. Use --thresholds 1,2,4.")
+    return found
 
 
 def _part(text: str) -> tuple[int, int]:

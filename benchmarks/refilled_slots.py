@@ -15,7 +15,7 @@ import torch
 import attractorlab as al
 from attractorlab.dynamics.attempts import slots_for, spaced
 
-PUZZLES, STARTS, TICKS, ROUNDS = 48, 2, 64, 3
+PUZZLES, STARTS, TICKS, ROUNDS = 24, 1, 48, 3
 HALTING = al.Halting(0.0, 1, None)
 
 

@@ -16,7 +16,7 @@ from attractorlab.sweep import Measure, Series, attempts_in, own_starts, through
 from tests.test_cli_analysis import fails, printed, said
 
 ASKED = ["scale", "eqr-sudoku-4", "--rows", "12", "--depth", "1,3,8", "--breadth", "1,3", "--time-rows", "0", "--seed", "5", "--threads", "1"]
-NUMBERS = ("grid", "elastic", "gain", "foresight", "times")
+NUMBERS = ("grid", "elastic", "gain", "foresight", "times", "policies")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_the_files_say_what_was_measured(whole):
     out, facts = whole
     page, text, told = (out / "index.html").read_text(), (out / "scale.md").read_text(), json.loads((out / "scale.json").read_text())
     same_numbers(told, facts)
-    for words in ("Accuracy by depth and breadth", "The same with halting", "What halting saves", "What scores foretell", "Ticks to a lasting solution", "2 x recursion", "clusters"):
+    for words in ("Accuracy by depth and breadth", "The same with halting", "What halting saves", "Other thresholds", "What scores foretell", "Ticks to a lasting solution", "2 x recursion", "clusters"):
         assert words in page and words in text, words
     lines = printed(*ASKED, "--out", out).splitlines()
     assert "One tick is 2 x recursion" in " ".join(lines) and any(line.split()[:3] == ["depth", "breadth", "ticks"] for line in lines)
@@ -137,6 +137,7 @@ def test_misuse_is_refused_with_what_to_do(whole, tmp_path, capsys):
     base = ["scale", "eqr-sudoku-4", "--rows", "4", *out]
     fails(capsys, 2, "--depth '1,x'", "joined by commas", argv=[*base, "--depth", "1,x"])
     fails(capsys, 2, "--breadth '0'", argv=[*base, "--breadth", "0"])
+    fails(capsys, 2, "--thresholds '1,high'", "or nothing", argv=[*base, "--thresholds", "1,high"])
     fails(capsys, 2, "--every blink", "segment, recursion", argv=[*base, "--every", "blink"])
     fails(capsys, 2, "--dtype float8", "--dtype float32", argv=[*base, "--dtype", "float8"])
     fails(capsys, 2, "--part 3/2", "--part 1/2", argv=[*base, "--part", "3/2"])

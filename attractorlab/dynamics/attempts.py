@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from attractorlab.dynamics.orbits import check_tol, rows_at_once
-from attractorlab.dynamics.slots import HELD, Slots
+from attractorlab.dynamics.slots import HELD, WINDOW, Slots
 from attractorlab.maps import LatentMap
 from attractorlab.types import Attempts, Result, State, dims_of
 
@@ -132,6 +132,35 @@ def halted(runs: Attempts) -> Attempts:
         last_tick=torch.where(gone, runs.halt_tick, runs.last_tick),
         result=torch.where(gone & (runs.halt_tick < runs.ticks), Result.HALTED.code, runs.result),
         elastic=True,
+    )
+
+
+def under(runs: Attempts, halting: Halting) -> Attempts:
+    """The same runs under another halting policy, which looks at a row at the ticks read alone: what it would have done between them is not known.
+
+    Its halting ticks are therefore ticks that were read, at or after those of a policy that looks at every tick. `rest` is taken of the mean residual over the last three ticks.
+
+    Raises:
+        ValueError: If the runs were left at their halting, or have no halting value.
+    """
+    if runs.elastic or (runs.halt is None and halting.rest is None):
+        raise ValueError(
+            f"`under` got runs that {'were left at their halting' if runs.elastic else 'have no halting value'}. A policy is tried on rows followed to the end. "
+            "Use `attempt` on a map that reads out `halt`, or give the policy a `rest`."
+        )
+    goes = torch.zeros_like(runs.residual, dtype=torch.bool) if runs.halt is None else runs.halt > halting.above
+    if halting.rest is not None:
+        goes = goes | ((runs.residual < halting.rest) & (runs.read >= WINDOW)[:, None])
+    goes = goes & (runs.read >= halting.after)[:, None]
+    first = torch.where(goes.any(0), goes.int().argmax(0), len(runs.read) - 1)
+    stops = goes.any(0)
+    row = torch.arange(len(first))
+    seen = {name: vars(runs)[name] for name in AT_READS}
+    return replace(
+        runs,
+        halt_tick=torch.where(stops, runs.read[first], -1),
+        at_halt={name: torch.where(stops, values[first, row], runs.at_halt[name]) for name, values in seen.items() if values is not None},
+        policy=f"{halting}, looked at when read",
     )
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attractorlab import plots
-from attractorlab.dynamics.attempts import halted
+from attractorlab.dynamics.attempts import Halting, halted, under
 from attractorlab.dynamics.scaling import scaling_grid
 from attractorlab.dynamics.selectors import Select, by_first_halt, by_halt, by_logit_change, by_residual, by_verifier, by_vote
 from attractorlab.dynamics.spending import foresight, halting_gain, solve_times
@@ -41,6 +41,7 @@ class Scaled:
     gain: HaltingGain | None
     foresight: Foresight
     times: SolveTimes
+    policies: tuple[HaltingGain, ...]
 
 
 def read_off(
@@ -51,8 +52,9 @@ def read_off(
     level: float,
     cluster: Int[Tensor, " instance"],
     difficulty: Float[Tensor, " instance"] | None,
+    thresholds: Sequence[float],
 ) -> Scaled:
-    """Every reading of attempts: the grid, the same with halting, what halting saves, what scores foretell, and how long solving takes."""
+    """Every reading of attempts: the grid, the same with halting, what halting saves, at other `thresholds` too, what scores foretell, and how long solving takes."""
     select: list[Select] = [by_residual]
     if runs.logit_change is not None:
         select.append(by_logit_change)
@@ -72,22 +74,28 @@ def read_off(
         gain=halting_gain(runs, depth=list(depth), level=level, cluster=cluster) if runs.policy else None,
         foresight=foresight(runs, read=told, level=level, cluster=cluster),
         times=solve_times(runs, difficulty=difficulty, bins=BINS, level=level, cluster=cluster),
+        policies=tuple(
+            halting_gain(under(runs, Halting(above=one, after=1, rest=None)), depth=[runs.ticks], level=level, cluster=cluster) for one in thresholds if runs.halt is not None and runs.policy
+        ),
     )
 
 
 def nouns_of(found: Scaled) -> dict[str, Any]:
     """The readings by name, without those that there are not."""
-    return {one.name: getattr(found, one.name) for one in fields(found) if getattr(found, one.name) is not None}
+    named = {name: value for name, value in vars(found).items() if name != "policies" and value is not None}
+    return named | {f"policy-{k:02d}": one for k, one in enumerate(found.policies)}
 
 
 def scaled_of(nouns: Mapping[str, Any]) -> Scaled:
     """The readings that `nouns_of` named."""
-    return Scaled(**{one.name: nouns.get(one.name) for one in fields(Scaled)})  # type: ignore[arg-type]
+    named = {one.name: nouns.get(one.name) for one in fields(Scaled) if one.name != "policies"}
+    return Scaled(**named, policies=tuple(nouns[name] for name in sorted(nouns) if name.startswith("policy-")))  # type: ignore[arg-type]
 
 
 def scaling_facts(found: Scaled) -> dict[str, Any]:
     """The readings as plain numbers."""
-    return {name: _plain(noun) for name, noun in nouns_of(found).items()}
+    named = {name: _plain(noun) for name, noun in nouns_of(found).items() if not name.startswith("policy-")}
+    return named | {"policies": [_plain(one) for one in found.policies]}
 
 
 def accuracy_table(grid: ScalingGrid) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -194,6 +202,16 @@ def _chapters(found: Scaled) -> list[tuple[str, str, tuple[tuple[str, ...], list
                 f"One start, picked blindly, of {found.gain.rows} rows. Matched: the tick at which rows that do not halt are right as often, to within the interval of the difference on the same rows, known to "
                 "the ticks that were read; its ratio to the ticks taken is with the larger of them. A dash: no interval can be told.",
                 gain_table(found.gain),
+            )
+        )
+    if found.policies:
+        head, _ = gain_table(found.policies[0])
+        parts.append(
+            (
+                "Other thresholds",
+                "The same for other thresholds of the halting logit, looked at only at the ticks that were read. To choose one by what it does here and to report it on the same puzzles "
+                "flatters it: choose on others.",
+                (("policy", *head), [(one.policy.partition(",")[0], *row) for one in found.policies for row in gain_table(one)[1]]),
             )
         )
     told = found.foresight

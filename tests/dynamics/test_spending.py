@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attractorlab import Halting, attempt, elastic, foresight, halting_gain, scaling_grid, solve_times
-from attractorlab.dynamics.attempts import spaced
+from attractorlab import Halting, attempt, elastic, foresight, halted, halting_gain, scaling_grid, solve_times
+from attractorlab.dynamics.attempts import spaced, under
 from attractorlab.dynamics.selectors import Candidates, by_first_halt, by_logit_change, by_residual, by_verifier
 from tests.dynamics.test_attempts import NEVER, PUBLISHED, clocked, from_zero, ones
 
@@ -99,11 +99,26 @@ def test_ticks_to_a_lasting_solution_are_counted_by_difficulty():
     assert solve_times(runs, difficulty=None, bins=4, level=0.95, cluster=None).rows.tolist() == [60]
 
 
+def test_another_threshold_is_tried_at_the_ticks_read():
+    runs = followed([2, 4, 8, NEVER] * 10, [3, 5, 9, NEVER] * 10)
+    # The halting logit is t − h + 0.5: it passes 0 at h, and 2 two ticks later; ticks read up to 16 are 1 to 8, 10, 11, 13 and 16.
+    assert under(runs, PUBLISHED).halt_tick[:4].tolist() == [3, 5, 10, -1]
+    assert under(runs, Halting(2.0, 1, None)).halt_tick[:4].tolist() == [5, 7, 11, -1]
+    assert under(runs, Halting(2.0, 6, None)).halt_tick[:4].tolist() == [6, 7, 11, -1]
+    # Mean residuals of the last three ticks fall below 0.3 at tick 5: (1/2 + 1/3 + 1/4) / 3 at tick 5 is 0.361, (1/3 + 1/4 + 1/5) / 3 at tick 6 is 0.261.
+    assert under(runs, Halting(50.0, 1, 0.3)).halt_tick[:4].tolist() == [6, 6, 6, 6]
+    late = under(runs, Halting(2.0, 1, None))
+    assert late.at_halt["solved"][:4].tolist() == [True, True, True, False] and late.policy.endswith("looked at when read")
+    assert halting_gain(late, depth=[16], level=0.9, cluster=None).calls.item() == (5 + 7 + 11 + 16) / 4
+    with pytest.raises(ValueError, match=r"`under` got runs that were left at their halting.*Use `attempt`"):
+        under(halted(runs), PUBLISHED)
+    with pytest.raises(ValueError, match=r"`under` got runs that have no halting value"):
+        under(replace(runs, halt=None), PUBLISHED)
+
+
 def test_the_grid_of_halted_runs_counts_the_ticks_they_took():
     runs = followed([2, 4] * 12, [3, 5] * 12)
     runs = replace(runs, instance=torch.arange(12).repeat_interleave(2), start=torch.tensor([0, 1]).repeat(12))
-    from attractorlab import halted
-
     grid = scaling_grid(halted(runs), depth=[4, 16], breadth=[1, 2], select=[by_residual, by_first_halt], level=0.95, cluster=None)
     assert grid.map_calls.tolist() == [[3, 3 + 4], [3, 3 + 5]] and grid.policy == str(PUBLISHED)
     assert scaling_grid(runs, depth=[4], breadth=[1, 2], select=[by_residual], level=0.95, cluster=None).map_calls.tolist() == [[4, 8]]
