@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attractorlab.dynamics.attempts import halted
-from attractorlab.statistics import FEWEST, cluster_auc, cluster_shares, redrawn
+from attractorlab.statistics import FEWEST, cluster_auc, cluster_shares, redrawn, wilson
 from attractorlab.types import Attempts, Foresight, HaltingGain, SolveTimes
 
 QUARTERS = (0.25, 0.5, 0.75)
@@ -63,7 +63,12 @@ def halting_gain(runs: Attempts, *, depth: list[int], level: float, cluster: Int
     saving_low, saving_high = _limits(np.array(depth) / spent, level, len(counts))
     ratio_low, ratio_high = _limits(matched(ahead_drawn) / spent, level, len(counts))
     calls_low, calls_high = _limits(spent, level, len(counts))
+    difference = torch.from_numpy(point[2 * n + k :])
     difference_low, difference_high = _limits(drawn[:, 2 * n + k :], level, len(counts))
+    # Where no draw differs from another, as many clusters may differ as Wilson's interval leaves of those seen to differ, none.
+    unseen = float(wilson(torch.tensor(0), torch.tensor(len(counts)), level=level)[1])
+    difference_low = torch.where(difference_low.isnan(), (difference - unseen).clamp(min=-1), difference_low)
+    difference_high = torch.where(difference_high.isnan(), (difference + unseen).clamp(max=1), difference_high)
     return HaltingGain(
         depth=torch.tensor(depth),
         accuracy=accuracy,
@@ -72,7 +77,7 @@ def halting_gain(runs: Attempts, *, depth: list[int], level: float, cluster: Int
         full=full,
         full_low=full_low,
         full_high=full_high,
-        difference=torch.from_numpy(point[2 * n + k :]),
+        difference=difference,
         difference_low=difference_low,
         difference_high=difference_high,
         calls=torch.from_numpy(calls),

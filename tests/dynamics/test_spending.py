@@ -9,6 +9,7 @@ import torch
 from attractorlab import Halting, attempt, elastic, foresight, halted, halting_gain, scaling_grid, solve_times
 from attractorlab.dynamics.attempts import spaced, under
 from attractorlab.dynamics.selectors import Candidates, by_first_halt, by_logit_change, by_residual, by_verifier
+from attractorlab.statistics import wilson
 from tests.dynamics.test_attempts import NEVER, PUBLISHED, clocked, from_zero, ones
 
 N = 40
@@ -26,7 +27,9 @@ def test_halting_saves_what_the_known_ticks_say():
     assert gain.accuracy.tolist() == gain.full.tolist() == [0.5, 0.75]
     assert gain.calls.tolist() == [(3 + 4 + 4 + 4) / 4, (3 + 5 + 9 + 16) / 4] and gain.saving.tolist() == [4 / 3.75, 16 / 8.25]
     assert gain.halted.tolist() == [0.25, 0.75]
-    assert gain.difference.tolist() == [0, 0] and gain.difference_low.isnan().all(), "no row differs in any draw: there is no interval"
+    unseen = wilson(torch.tensor(0), torch.tensor(N), level=0.9)[1].item()
+    assert gain.difference.tolist() == [0, 0], "no row differs in any draw, yet some may"
+    assert gain.difference_low.tolist() == pytest.approx([-unseen] * 2) and gain.difference_high.tolist() == pytest.approx([unseen] * 2)
     assert gain.matched.tolist() == [4, 8] and gain.matched_above.tolist() == [3, 7], "at 7 ticks a quarter of the same rows is still missing"
     assert gain.ratio.tolist() == [4 / 3.75, 8 / 8.25]
     assert (gain.calls_low < gain.calls).all() and (gain.calls < gain.calls_high).all() and gain.rows == gain.clusters == N
