@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attractorlab.cli_analysis import fixed_points, lyapunov, spectrum
+from attractorlab.cli_scale import scale
 from attractorlab.cli_tools import (
     Data,
     Json,
@@ -161,6 +162,7 @@ def train(
 app.command()(fixed_points)
 app.command()(spectrum)
 app.command()(lyapunov)
+app.command()(scale)
 app.command()(convert)
 
 
