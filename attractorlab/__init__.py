@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "attractorlab.types": (
+        "Attempts Foresight HaltingGain SolveTimes "
         "BasinEstimate BasinSlice Branch Convergence Drive Finding FixedPointSet Floquet Instance LyapunovEstimate NonNormality NotConvergedError Origin "
         "PeriodicOrbitSet "
         "ProbeFit Projection Report Result "
@@ -44,7 +45,10 @@ _WHERE = {
     "attractorlab.dynamics.traces": "by_hutchinson by_xtrace traces",
     "attractorlab.dynamics.densities": "singular_density symmetric_density",
     "attractorlab.dynamics.basins": "basin_slice basins_of by_answer by_end_state estimate_basins plane_through",
-    "attractorlab.dynamics.scaling": "by_halt by_residual by_vote scaling scaling_of",
+    "attractorlab.dynamics.attempts": "Halting attempt elastic halted",
+    "attractorlab.dynamics.scaling": "scaling scaling_grid scaling_of",
+    "attractorlab.dynamics.spending": "foresight halting_gain solve_times",
+    "attractorlab.dynamics.selectors": "by_first_halt by_halt by_logit_change by_residual by_verifier by_vote",
     "attractorlab.projection": "by_pca by_umap project",
     "attractorlab.probing": "fit_probe",
     "attractorlab.points": "Call Point Tap",

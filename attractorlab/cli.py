@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attractorlab.cli_analysis import fixed_points, lyapunov, spectrum
+from attractorlab.cli_scale import scale
 from attractorlab.cli_tools import (
     Data,
     Json,
@@ -171,6 +172,7 @@ def _silent(done: int, text: str) -> None:
 app.command()(fixed_points)
 app.command()(spectrum)
 app.command()(lyapunov)
+app.command()(scale)
 app.command()(convert)
 
 

@@ -117,6 +117,49 @@ def lyapunov_lines(facts: Facts) -> Iterator[str]:
     )
 
 
+def scale_lines(facts: Facts) -> Iterator[str]:
+    """What `scale` prints: accuracy in per cent; all else is in the files."""
+    if "grid" not in facts:
+        yield from _said(f"{facts['model']} (weights {facts['weights']}) on {facts['puzzles']} puzzles of {facts['task']}, {facts['solutions that differ']} solutions. {facts['clock']}.")
+        yield f"accuracy: {_percent(facts['accuracy'])}, {100 * facts['level']:g} % interval {100 * facts['low']:.1f} to {_percent(facts['high'])}"
+        return
+    grid = facts["grid"]
+    yield from _said(
+        f"{facts['model']} (weights {facts['weights']}) in {facts['dtype']} on {facts['puzzles']} puzzles of {facts['task']}, {facts['solutions that differ']} solutions; starts: "
+        f"{facts['starts drawn']}, seed {facts['seed']}. One tick is {facts['clock']}. Accuracy in %, with {100 * facts['level']:g} % intervals over solutions."
+    )
+    for name, one in (("every start followed to depth", grid), (f"halting: {facts['halting']}", facts.get("elastic"))):
+        if one is None:
+            continue
+        yield from ("", name)
+        head = (" depth", " breadth", " ticks", *(f" {word}" for word in one["selectors"]))
+        lines = []
+        for i, d in enumerate(one["depth"]):
+            for j, b in enumerate(one["breadth"]):
+                cells = [f"{100 * x:.1f}" for x in one["accuracy"][i][j]]
+                lines.append((str(d), str(b), f"{one['map_calls'][i][j]:.4g}", *cells))
+                ends = [f"{100 * lo:.0f}-{100 * hi:.0f}" for lo, hi in zip(one["low"][i][j], one["high"][i][j], strict=True)]
+                lines.append(("", "", "", *ends))
+        yield from _table(head, lines)
+    if "gain" in facts:
+        gain = facts["gain"]
+        yield ""
+        for i, d in enumerate(gain["depth"]):
+            match = gain["matched"][i]
+            yield from _said(
+                f"depth {d}: {100 * gain['accuracy'][i]:.1f} % with halting after {gain['calls'][i]:.3g} ticks on average, {100 * gain['full'][i]:.1f} % without after {d} "
+                f"({gain['saving'][i]:.3g} times); without halting as good "
+                + (f"at tick {match}, {gain['ratio'][i]:.3g} times its ticks." if match > 0 else f"at none of the ticks read, up to {facts['ticks']}.")
+            )
+    if facts["throughput"]:
+        timed = facts["throughput"]
+        yield ""
+        yield from _said(
+            f"{timed['instances_per_second_refill']:.3g} instances a second with halting and refill, {timed['instances_per_second_full']:.3g} with all run to tick {timed['ticks']}: "
+            f"{timed['ratio']:.3g} times ({timed['instances']} instances, {timed['slots']} slots, {timed['threads']} threads)."
+        )
+
+
 def _head(facts: Facts, ids: "_Ids") -> Iterator[str]:
     taken = f"{facts['rows']} of {facts['of']} " if facts["rows"] < facts["of"] else f"{facts['rows']} "
     what = f"ends after {facts['ticks']} ticks" if facts["ticks"] else "starts"

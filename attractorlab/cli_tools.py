@@ -18,6 +18,7 @@ from attractorlab.errors import BadData
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from attractorlab.models.feedforward import FeedForward
     from attractorlab.models.recursion import AbstractRecursion
     from attractorlab.types import Instance
 
@@ -121,8 +122,8 @@ def stored_command(folder: Path) -> str:
     return str(Run(folder).manifest.config.get("command", ""))
 
 
-def instances(command: str, reasoner: "AbstractRecursion", task: str, data: str, split: str, rows: int) -> "Instance":
-    """So many puzzles for a reasoner, spread evenly over the split.
+def instances(command: str, reasoner: "AbstractRecursion | FeedForward", task: str, data: str, split: str, rows: int | None) -> "Instance":
+    """So many puzzles for a model, spread evenly over the split; None: all.
 
     Raises:
         CheckpointError: If they are of another task than the reasoner's.
@@ -142,6 +143,8 @@ def instances(command: str, reasoner: "AbstractRecursion", task: str, data: str,
         )
     if not len(found):
         raise BadData(f"{data} holds no puzzles. A run is made of one puzzle or more. Give a file with rows below its header.")
+    if rows is None:
+        return found
     if rows > len(found):
         raise ValueError(f"`{command}` got --rows {rows} for {len(found)} puzzles. It takes each puzzle once. Use --rows {len(found)} or fewer.")
     return found[torch.arange(rows) * len(found) // rows]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attractorlab import types
 from attractorlab.errors import BadData, SpaceError
 from attractorlab.types import (
     BasinEstimate,
@@ -41,7 +42,7 @@ from attractorlab.types import (
 if TYPE_CHECKING:
     import xarray
 
-SCHEMA = 3  # 2: a trajectory has taps, calls, edits and a continuation; 3: a spectrum has errors and an order, norms have radii of pseudospectra
+SCHEMA = 4  # 3: a spectrum has errors and an order, norms have radii of pseudospectra; 4: a scaling grid has clusters, a policy and intervals of its spread
 NOUNS = {
     noun.__name__: noun
     for noun in (
@@ -49,6 +50,7 @@ NOUNS = {
         *(BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit),
         *(TraceEstimate, SpectralDensity),
         *(Branch,),
+        *(types.Attempts, types.HaltingGain, types.Foresight, types.SolveTimes),
     )
 }
 Noun = TypeVar("Noun")
@@ -241,17 +243,7 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
     """
     first = parts[0]
     kinds = {
-        (
-            part.clock,
-            part.origin.weights,
-            tuple(part.states),
-            tuple(part.readouts),
-            tuple(part.calls.items()),
-            part.edits,
-            part.continuation,
-            *part.kept.tolist(),
-            *part.ticks.tolist(),
-        )
+        (part.clock, part.origin.weights, tuple(part.states), tuple(part.readouts), tuple(part.calls.items()), part.edits, part.continuation, *part.kept.tolist(), *part.ticks.tolist())
         for part in parts
     }
     if len(kinds) > 1:

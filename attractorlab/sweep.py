@@ -1,25 +1,31 @@
-"""record: instances x starts as independent units of a run on disk."""
+"""record and measure: instances x starts as independent units of a run on disk."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
+from attractorlab.dynamics.attempts import Halting, Verify, attempt, elastic, joined
 from attractorlab.dynamics.orbits import FLOOR
 from attractorlab.dynamics.recorder import bytes_of, only_last, trace
 from attractorlab.maps import LatentMap, repeat_rows, strobe
 from attractorlab.models.recursion import AbstractRecursion
 from attractorlab.store import Run, room_for
-from attractorlab.types import Drive, Instance, State
+from attractorlab.types import Attempts, Drive, Instance, State
 
 UNIT = 8  # instances in a unit of work
 PUZZLES = "puzzles"  # the segment that holds the instances
 PAGE = 8_000_000  # bytes of a report's page, of what is written beside it and of its analysis
 OVERHEAD = 150_000  # bytes of file system blocks and metadata that a segment takes beside its numbers
 CLEAR = 10.0  # times that residual: tolerances from which it is used
+QUEUE = 4  # rows for each slot, at least, where throughput is timed
 REST = 5.0  # times the rounding floor: a row that stays below it has no digits left to move, and is followed no further
 
 
@@ -147,3 +153,134 @@ def price(instance: Instance, series: Mapping[str, tuple[AbstractRecursion, Seri
         z = reasoner.random_start(f.drive, scale=1.0, generator=torch.Generator().manual_seed(0))
         total += len(instance) * one.starts * bytes_of(f, z, ticks=ticks, keep=only_last()) + -(-len(instance) // UNIT) * OVERHEAD
     return total
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """What is measured of a model by `measure`, beside the model and its puzzles.
+
+    Args:
+        series: The model's name, weights, starts per instance, scale of random starts (None: the model's own) and clock.
+        ticks: Ticks that each start is followed.
+        read: Ticks at which it is read.
+        halting: The policy whose halting is recorded; None for a model without a halting value.
+        hold: Residual from which a row at rest is held, see `attempt`.
+        slots: Rows that are computed at a time.
+        shard: Instances in a unit of work: what a kill loses, and nothing else.
+        seed: Of the starts.
+        dtype: Of the computation.
+    """
+
+    series: Series
+    ticks: int
+    read: tuple[int, ...]
+    halting: Halting | None
+    hold: float | None
+    slots: int
+    shard: int
+    seed: int
+    dtype: str
+
+
+def measure(
+    folder: Path,
+    instance: Instance,
+    reasoner: AbstractRecursion,
+    asked: Measure,
+    *,
+    settings: Mapping[str, Any],
+    also: Sequence[str],
+    verify: Verify | None,
+    part: tuple[int, int],
+    progress: Callable[[int, int, int], None],
+) -> Run:
+    """Attempts at every instance from every start, in units of a few instances, going on with what `folder` already holds.
+
+    Each start is drawn from a generator of its own, made from the seed, the puzzle and the number of the start: neither the size of the units nor the choice of rows or breadth
+    changes a number.
+
+    Args:
+        folder: The run's folder.
+        instance: The instances, with targets.
+        reasoner: The model, in the dtype to compute in.
+        asked: What to measure.
+        settings: Further entries of the manifest.
+        also: Units that others may add.
+        verify: Whether answers obey the rules, from rows of `instance` and answers.
+        part: (1, 1) for all units; (k, n) for every n-th alone, from the k-th on, so that n processes can share the work.
+        progress: Called with units done in this call, units still to do in it, and units in all.
+
+    Raises:
+        RunError: If the folder holds a run that was asked for something else.
+    """
+    blocks = [range(k, min(k + asked.shard, len(instance))) for k in range(0, len(instance), asked.shard)]
+    units = {f"attempts-{k:05d}": block for k, block in enumerate(blocks)}
+    config = {**settings, "task": instance.task, "ids": list(instance.ids), **asdict(asked), "read": list(asked.read)}
+    run = Run.create(folder, config=config, units=[PUZZLES, *units], optional=also, created=datetime.now(UTC).isoformat(timespec="seconds"))
+    if not run.has(PUZZLES):
+        run.write(PUZZLES, {"instance": instance})
+    mine = [unit for unit in list(units)[part[0] - 1 :: part[1]] if not run.has(unit)]
+    for done, unit in enumerate(mine):
+        progress(done, len(mine) - done, len(units))
+        rows = torch.tensor(list(units[unit]))
+        f, z = own_starts(reasoner, instance, rows, asked.series, seed=asked.seed)
+        runs = attempt(
+            f, z, ticks=asked.ticks, read=asked.read, slots=asked.slots, halting=asked.halting, hold=asked.hold, targets=instance.targets, verify=verify
+        )
+        run.write(unit, {"attempts": replace(runs, origin=replace(runs.origin, seed=asked.seed))})
+    progress(len(mine), 0, len(units))
+    return run
+
+
+def attempts_in(run: Run) -> Attempts:
+    """The attempts of all units of a run that `measure` made."""
+    return joined([run.read(unit)["attempts"] for unit in run.manifest.units if unit != PUZZLES])
+
+
+def own_starts(reasoner: AbstractRecursion, instance: Instance, rows: Int[Tensor, " chosen"], one: Series, *, seed: int) -> tuple[LatentMap, State]:
+    """The map and the starts of some instances, each start from a generator of its own; `instance` coordinates count through all of them."""
+    f = strobe(reasoner.bind(instance[rows]), one.every)
+    f = replace(f, instance=rows)
+    parts = []
+    for row in range(len(rows)):
+        drive = {name: leaf[row : row + 1] for name, leaf in f.drive.items()}
+        for start in range(one.starts):
+            drawn = hashlib.sha256(f"{seed} {start} ".encode() + instance.inputs[rows[row]].numpy().tobytes()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(drawn[:7], "big"))
+            parts.append(reasoner.start(drive, generator=generator) if one.scale is None else reasoner.random_start(drive, scale=one.scale, generator=generator))
+    return f.take(repeat_rows(len(rows), one.starts)), {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def throughput(reasoner: AbstractRecursion, instance: Instance, asked: Measure) -> dict[str, float | int | str]:
+    """Instances per second, one start each, with every row run to the last tick and with halted rows leaving to slots that are refilled at once; timed one after the other.
+
+    Raises:
+        ValueError: If no halting policy is asked for.
+    """
+    if asked.halting is None:
+        raise ValueError("`throughput` got no halting policy. It times rows that leave at their halting. Use halting=Halting(0.0, 1, None).")
+    f, z = own_starts(reasoner, instance, torch.arange(len(instance)), replace(asked.series, starts=1), seed=asked.seed)
+    slots = min(asked.slots, max(1, len(instance) // QUEUE))
+    warm, first = f.take([0]), {name: leaf[:1] for name, leaf in z.items()}
+    attempt(warm, first, ticks=2, read=[2], slots=slots, halting=asked.halting, hold=None)
+    at = [monotonic()]
+    whole_runs = attempt(f, z, ticks=asked.ticks, read=[asked.ticks], slots=slots, halting=asked.halting, hold=None)
+    at.append(monotonic())
+    left = elastic(f, z, ticks=asked.ticks, read=[asked.ticks], slots=slots, halting=asked.halting)
+    at.append(monotonic())
+    n = len(instance)
+    full, refilled = at[1] - at[0], at[2] - at[1]
+    return {
+        "instances": n,
+        "slots": slots,
+        "ticks": asked.ticks,
+        "threads": torch.get_num_threads(),
+        "seconds_full": full,
+        "seconds_refill": refilled,
+        "instances_per_second_full": n / full,
+        "instances_per_second_refill": n / refilled,
+        "ratio": full / refilled,
+        "ticks_full": int(whole_runs.computed.sum()),
+        "ticks_refill": int(left.computed.sum()),
+        "device": reasoner.origin().device,
+    }

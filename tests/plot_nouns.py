@@ -8,12 +8,14 @@ from attractorlab.types import (
     Branch,
     Convergence,
     Floquet,
+    Foresight,
     LyapunovEstimate,
     NonNormality,
     Origin,
     ProbeFit,
     Projection,
     ScalingGrid,
+    SolveTimes,
     SpectralDensity,
     Spectrum,
     TraceEstimate,
@@ -270,10 +272,61 @@ def grid_of(*, clock: str = "recursion", depths: int = 4, selectors: tuple[str, 
         high=accuracy + 0.05,
         residual=1 - accuracy,
         spread=torch.zeros(depths, 2),
-        map_calls=depth[:, None] * breadth,
+        spread_low=torch.zeros(depths, 2),
+        spread_high=torch.zeros(depths, 2),
+        map_calls=(depth[:, None] * breadth).double(),
         instances=50,
+        clusters=45,
         level=0.95,
+        policy="",
         clock=clock,
+        origin=ORIGIN,
+    )
+
+
+def foresight_of(ticks: int, scores: tuple[str, ...] = ("residual", "logit change", "halt")) -> Foresight:
+    auc = torch.linspace(0.3, 0.95, ticks, dtype=torch.float64)[:, None].expand(ticks, len(scores)) - 0.05 * torch.arange(len(scores))
+    ahead = torch.where(torch.arange(ticks)[:, None] < ticks - 1, 1 - auc, torch.nan)
+    return Foresight(
+        read=2 ** torch.arange(ticks),
+        scores=scores,
+        auc=auc,
+        low=auc - 0.1,
+        high=auc + 0.05,
+        ahead=ahead,
+        ahead_low=ahead - 0.1,
+        ahead_high=ahead + 0.1,
+        unsolved=torch.arange(ticks, 0, -1),
+        later=torch.arange(ticks - 1, -1, -1),
+        rows=80,
+        clusters=40,
+        ticks=2 ** max(ticks - 1, 0),
+        level=0.95,
+        clock="recursion",
+        origin=ORIGIN,
+    )
+
+
+def solve_times_of(bins: int, ticks: int) -> SolveTimes:
+    share = torch.linspace(0, 1, ticks, dtype=torch.float64).expand(bins, ticks) / (1 + torch.arange(bins))[:, None]
+    quantile = torch.full((bins, 3), torch.inf, dtype=torch.float64)
+    return SolveTimes(
+        tick=1 + torch.arange(ticks),
+        share=share,
+        low=(share - 0.1).clamp(min=0),
+        high=(share + 0.1).clamp(max=1),
+        censored=1 - share[:, -1] if ticks else torch.ones(bins, dtype=torch.float64),
+        level_of=torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64),
+        quantile=quantile,
+        quantile_low=quantile,
+        quantile_high=quantile,
+        easiest=torch.arange(bins, dtype=torch.float64),
+        hardest=torch.arange(bins, dtype=torch.float64) + 0.5,
+        rows=torch.full((bins,), 20),
+        clusters=torch.full((bins,), 10),
+        ticks=ticks,
+        level=0.95,
+        clock="recursion",
         origin=ORIGIN,
     )
 

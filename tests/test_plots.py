@@ -21,11 +21,13 @@ from tests.plot_nouns import (
     density_of,
     fit_of,
     floquet_of,
+    foresight_of,
     grid_of,
     lyapunov_of,
     non_normality_of,
     plane_of,
     projection_of,
+    solve_times_of,
     spectrum_of,
     traces_of,
 )
@@ -59,6 +61,9 @@ ALL: dict[str, Callable[[], go.Figure]] = {
     ),
     "scaling": lambda: plots.scaling(grid_of()),
     "scaling_lines": lambda: plots.scaling_lines({"one": grid_of(), "two": grid_of(depths=3)}),
+    "frontier": lambda: plots.frontier(grid_of(), dataclasses.replace(grid_of(), policy="halt > 0 from tick 1 on", map_calls=0.5 * grid_of().map_calls)),
+    "foresight": lambda: plots.foresight(foresight_of(6)),
+    "solve_times": lambda: plots.solve_times(solve_times_of(4, 12)),
     "probe": lambda: plots.probe(fit_of(9)),
 }
 EMPTY: dict[str, Callable[[], go.Figure]] = {
@@ -83,6 +88,10 @@ EMPTY: dict[str, Callable[[], go.Figure]] = {
     "no projection": lambda: plots.trajectories([], []),
     "scaling": lambda: plots.scaling(grid_of(depths=0)),
     "scaling_lines": lambda: plots.scaling_lines({}),
+    "frontier": lambda: plots.frontier(grid_of(depths=0)),
+    "foresight": lambda: plots.foresight(foresight_of(0)),
+    "all alike": lambda: plots.foresight(dataclasses.replace(foresight_of(3), auc=torch.full((3, 3), torch.nan, dtype=torch.float64))),
+    "solve_times": lambda: plots.solve_times(solve_times_of(0, 4)),
     "probe": lambda: plots.probe(fit_of(0)),
 }
 LONE: dict[str, Callable[[], go.Figure]] = {
@@ -108,6 +117,9 @@ LONE: dict[str, Callable[[], go.Figure]] = {
     "one pixel": lambda: plots.basin_slice(plane_of(torch.zeros(1, 1, dtype=torch.int64))),
     "one point": lambda: plots.trajectories([projection_of(1, ticks=1, method="UMAP")], ["settled"]),
     "one cell": lambda: plots.scaling(grid_of(depths=1, selectors=("residual",))),
+    "one cell of a frontier": lambda: plots.frontier(grid_of(depths=1, selectors=("residual",))),
+    "foresight at one tick": lambda: plots.foresight(foresight_of(1, scores=("residual",))),
+    "one bin, one tick": lambda: plots.solve_times(solve_times_of(1, 1)),
     "one tick": lambda: plots.probe(fit_of(1)),
 }
 
@@ -332,6 +344,8 @@ def test_scaling_shows_the_grid_of_each_selector_and_refuses_to_compare_clocks()
     assert np.asarray(maps[0].z) == pytest.approx(grid.accuracy[..., 0].T.numpy())
     with pytest.raises(ValueError, match=r"clocks \['recursion', 'segment'\].*do not compare.*Strobe"):
         plots.scaling_lines({"a": grid, "b": grid_of(clock="segment")})
+    with pytest.raises(ValueError, match=r"`frontier` got grids on the clocks \['recursion', 'segment'\].*do not compare"):
+        plots.frontier(grid, grid_of(clock="segment"))
 
 
 def test_recolouring_makes_a_copy() -> None:
@@ -353,6 +367,9 @@ def test_names_with_markup_are_shown_letter_by_letter() -> None:
         plots.basin_slice(dataclasses.replace(plane_of(torch.zeros(3, 3).long()), clock=HOSTILE), names={0: HOSTILE}),
         plots.trajectories([projection_of(3, method=HOSTILE, clock=HOSTILE)], [HOSTILE, "a", "b"]),
         plots.scaling(dataclasses.replace(grid_of(), selectors=(HOSTILE, "b"), clock=HOSTILE)),
+        plots.frontier(dataclasses.replace(grid_of(), selectors=(HOSTILE, "b"), clock=HOSTILE), dataclasses.replace(grid_of(), selectors=(HOSTILE, "b"), clock=HOSTILE, policy=HOSTILE)),
+        plots.foresight(dataclasses.replace(foresight_of(3), scores=(HOSTILE, "b", "c"), clock=HOSTILE)),
+        plots.solve_times(dataclasses.replace(solve_times_of(2, 3), clock=HOSTILE)),
         plots.scaling_lines({HOSTILE: dataclasses.replace(grid_of(), clock=HOSTILE)}),
         plots.probe(dataclasses.replace(fit_of(3), target=HOSTILE, clock=HOSTILE)),
     ]

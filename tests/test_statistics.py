@@ -7,7 +7,16 @@ import pytest
 import torch
 from scipy import stats
 
-from attractorlab.statistics import batch_error, clopper_pearson, cluster_auc, cluster_mean, cluster_share, effective_n, wilson
+from attractorlab.statistics import (
+    batch_error,
+    clopper_pearson,
+    cluster_auc,
+    cluster_mean,
+    cluster_share,
+    cluster_shares,
+    effective_n,
+    wilson,
+)
 
 # 95 % intervals of a share: count, n, Wilson, Clopper and Pearson; six digits.
 TABLE = [
@@ -106,6 +115,23 @@ def test_a_share_of_clusters_always_has_an_interval():
     assert cluster_share(values, torch.arange(60) // 2 % 30, level=0.95)[1] > 0
     mixed = torch.rand(60) < 0.5
     assert cluster_share(mixed, torch.arange(60), level=0.9) == cluster_mean(mixed.double(), torch.arange(60), level=0.9)
+
+
+def test_shares_of_many_cells_are_those_of_each_alone(generator):
+    cells = (torch.rand(5, 60, generator=generator) < torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])[:, None]).double()
+    for cluster in (torch.arange(60) % 17, torch.arange(60) % 9):
+        many = cluster_shares(cells, cluster, level=0.9)
+        for k in range(5):
+            assert tuple(float(part[k]) for part in many) == pytest.approx(cluster_share(cells[k], cluster, level=0.9))
+        assert (many[1] < many[2]).all(), "no interval is without width"
+
+
+def test_the_cluster_bootstrap_of_shares_is_as_wide_as_the_normal_law_says(generator):
+    coins = (torch.rand(1, 900, generator=generator) < 0.3).double()
+    mean, low, high = cluster_shares(coins.repeat_interleave(4, dim=1), torch.arange(900).repeat_interleave(4), level=0.95)
+    error = 1.96 * (mean * (1 - mean) / 900).sqrt()
+    assert low.item() == pytest.approx((mean - error).item(), abs=0.1 * error.item())
+    assert high.item() == pytest.approx((mean + error).item(), abs=0.1 * error.item())
 
 
 def test_rows_of_clusters_that_agree_are_worth_the_number_of_clusters():

@@ -11,7 +11,10 @@ from attractorlab.store import NOUNS, Run, from_dataset, to_dataset
 from attractorlab.types import (
     Origin,
 )
-from tests.stored_nouns import EXAMPLES, basins, trajectory
+from tests import stored_attempts, stored_nouns
+from tests.stored_nouns import basins, trajectory
+
+EXAMPLES = stored_nouns.EXAMPLES | stored_attempts.EXAMPLES
 
 
 def same(a, b, where=""):

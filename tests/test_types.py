@@ -157,7 +157,7 @@ def test_result_codes_go_there_and_back_and_are_sentences() -> None:
     assert sorted(result.code for result in Result) == list(range(len(Result)))
     assert all(result.value.endswith(".") and " " in result.value for result in Result)
     # Codes are written to disk: a new result goes to the end.
-    assert [result.name for result in Result] == ["CONVERGED", "MAX_STEPS", "DIVERGED", "NONFINITE", "COMPLETED"]
+    assert [result.name for result in Result] == ["CONVERGED", "MAX_STEPS", "DIVERGED", "NONFINITE", "COMPLETED", "HALTED"]
 
 
 def test_nouns_are_frozen_and_complete() -> None:

@@ -1,56 +1,21 @@
 """scaling: what depth (ticks) and breadth (starts) buy, under several ways to select one answer."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from attractorlab.dynamics.basins import label_answers
+from attractorlab.dynamics.attempts import Halting, Verify, attempt, fingerprint, slots_for
 from attractorlab.dynamics.convergence import solved_at
-from attractorlab.dynamics.recorder import only_last, trace
+from attractorlab.dynamics.selectors import Candidates, Select
+from attractorlab.dynamics.slots import WINDOW
 from attractorlab.maps import LatentMap, repeat_rows, strobe
-from attractorlab.statistics import wilson
-from attractorlab.types import Drive, Instance, ScalingGrid, State, Trajectory
+from attractorlab.statistics import cluster_shares
+from attractorlab.types import Attempts, Drive, Instance, Result, ScalingGrid, State, Trajectory
 
-WINDOW = 3  # last residuals that a selection by residual averages, as in the paper
-
-
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """What a selector may look at: the starts of each instance at one tick. Never the targets."""
-
-    residual: Float[Tensor, "instance start"]
-    answer: Int[Tensor, "instance start"]
-    halt: Float[Tensor, "instance start"] | None
-
-
-Select = Callable[[Candidates], Int[Tensor, " instance"]]
-"""Chooses one start per instance."""
-
-
-def by_residual(c: Candidates) -> Int[Tensor, " instance"]:
-    """The start with the lowest mean residual over the last three ticks ("Top-1 converged", arXiv 2605.21488, D.3)."""
-    return c.residual.nan_to_num(nan=torch.inf).argmin(1)
-
-
-def by_vote(c: Candidates) -> Int[Tensor, " instance"]:
-    """A start with the most frequent whole answer; of equally frequent ones, that of the lowest start number."""
-    votes = (c.answer[:, :, None] == c.answer[:, None, :]).sum(2)
-    return votes.argmax(1)
-
-
-def by_halt(c: Candidates) -> Int[Tensor, " instance"]:
-    """The start with the highest halting logit.
-
-    Raises:
-        ValueError: If the map reads out no halting logit.
-    """
-    if c.halt is None:
-        raise ValueError("`by_halt` got a run without a readout `halt`. It needs a halting logit per start. Use by_residual or by_vote.")
-    return c.halt.nan_to_num(nan=-torch.inf).argmax(1)
+PUBLISHED = Halting(above=0.0, after=1, rest=None)
 
 
 @runtime_checkable
@@ -72,20 +37,25 @@ def scaling(
     generator: torch.Generator,
     every: int = 1,
     level: float = 0.95,
+    cluster: Int[Tensor, " instance"] | None = None,
+    verify: Verify | None = None,
 ) -> ScalingGrid:
     """Accuracy and residual over depth x breadth, from one run of the largest depth and breadth.
 
-    Smaller breadths are the first starts of the larger ones, smaller depths their earlier ticks.
+    Smaller breadths are the first starts of the larger ones, smaller depths their earlier ticks. The starts of all instances are held at once; for more than fit, run `attempt` on some
+    instances at a time and give what it found, put together by `joined`, to `scaling_grid`.
 
     Args:
         reasoner: Binds and starts.
         instance: The instances, with targets.
         depth: Ticks per start.
         breadth: Starts per instance.
-        select: Ways to choose one start: `by_residual`, `by_vote`, `by_halt`.
+        select: Ways to choose one start: `by_residual`, `by_logit_change`, `by_vote`, `by_halt`, `by_first_halt`, `by_verifier`.
         generator: Draws the starts.
         every: Model ticks that are one tick here, as in `strobe`; H_cycles makes it a segment.
         level: Coverage of the intervals.
+        cluster: Instances that are not independent share a number, e.g. puzzles of one solution; None where each stands alone.
+        verify: Whether answers obey the rules of the task, for `by_verifier`.
 
     Returns:
         Columns `mean` (a start picked blindly), the selectors by name, and `any` (an oracle picks: the ceiling).
@@ -97,8 +67,13 @@ def scaling(
     if instance.targets is None:
         raise ValueError("`scaling` got instances without targets. Accuracy needs the right answers. Load puzzles that have them.")
     f = strobe(reasoner.bind(instance), every).take(repeat_rows(len(instance), max(breadth)))
-    traj = trace(f, reasoner.start(f.drive, generator=generator), ticks=max(depth), keep=only_last())
-    return scaling_of(traj, instance.targets, depth=depth, breadth=breadth, select=select, level=level)
+    z = reasoner.start(f.drive, generator=generator)
+    with torch.no_grad():
+        halts = "halt" in f.take([0]).readout({name: leaf[:1] for name, leaf in z.items()})
+    runs = attempt(
+        f, z, ticks=max(depth), read=depth, slots=slots_for(z), halting=PUBLISHED if halts else None, hold=None, targets=instance.targets, verify=verify
+    )
+    return scaling_grid(runs, depth=depth, breadth=breadth, select=select, level=level, cluster=cluster)
 
 
 def scaling_of(
@@ -109,10 +84,9 @@ def scaling_of(
     breadth: Sequence[int],
     select: Sequence[Select],
     level: float = 0.95,
+    cluster: Int[Tensor, " instance"] | None = None,
 ) -> ScalingGrid:
     """The same from a recorded, rectangular run (as many starts for each instance).
-
-    Intervals are Wilson's, with one instance as the unit. The column `mean` averages over starts first, so that its interval is conservative.
 
     Raises:
         ValueError: If the run does not reach the depth or breadth asked for, or is not rectangular.
@@ -122,28 +96,75 @@ def scaling_of(
         raise ValueError(
             f"`scaling_of` got depth {list(depth)} for a run of {len(traj.ticks) - 1} ticks. Depth ends with the run. Ask for less, or record more."
         )
-    solved, residual, answer, halt = _tables(traj, targets, depth)
-    n, starts = solved.shape[1:]
-    if max(breadth) > starts:
+    return scaling_grid(_attempts_of(traj, targets, sorted(set(depth))), depth=depth, breadth=breadth, select=select, level=level, cluster=cluster)
+
+
+def scaling_grid(
+    runs: Attempts,
+    *,
+    depth: Sequence[int],
+    breadth: Sequence[int],
+    select: Sequence[Select],
+    level: float,
+    cluster: Int[Tensor, " instance"] | None,
+) -> ScalingGrid:
+    """The same from attempts that were read at every depth asked for.
+
+    Intervals redraw whole clusters of instances; where that says nothing (fewer than ten clusters, or all of them alike) they are Wilson's, with one cluster as the unit.
+    Of `halted` or `elastic` runs `map_calls` are the ticks that the starts took, on average over the instances.
+
+    Args:
+        runs: As many starts for each instance, with targets.
+        depth: Ticks per start.
+        breadth: Starts per instance.
+        select: Ways to choose one start.
+        level: Coverage of the intervals.
+        cluster: Instances, in the order of their numbers, that are not independent share a number; None where each stands alone.
+
+    Raises:
+        ValueError: If the runs were not read at a depth, have fewer starts than a breadth, have no targets, or are not rectangular.
+    """
+    _check_sizes(depth, breadth)
+    if runs.solved is None:
+        raise ValueError("`scaling_grid` got runs without targets. Accuracy needs the right answers. Run `attempt` with targets=....")
+    unread = sorted(set(depth) - set(runs.read.tolist()))
+    if unread:
+        raise ValueError(f"`scaling_grid` got depth {unread[0]} for runs read at {runs.read.tolist()}. What lies between was not kept. Read the depths: attempt(..., read=depth).")
+    kinds, counts = torch.unique(runs.instance, return_counts=True)
+    if bool((counts != counts[0]).any()):
         raise ValueError(
-            f"`scaling_of` got breadth {list(breadth)} for a run of {starts} starts. Breadth ends with the starts. Ask for less, or record more."
+            f"`scaling_of` got between {int(counts.min())} and {int(counts.max())} starts an instance. A grid needs as many for every one. Record a rectangular run."
         )
+    n, starts = len(kinds), int(counts[0])
+    if max(breadth) > starts:
+        raise ValueError(f"`scaling_of` got breadth {list(breadth)} for a run of {starts} starts. Breadth ends with the starts. Ask for less, or record more.")
+    if cluster is not None and len(cluster) != n:
+        raise ValueError(f"`scaling_grid` got {len(cluster)} clusters for {n} instances. Each instance belongs to one. Pass one number for each instance, in order.")
+    solved, residual, last = (runs.by_instance(name) for name in ("solved", "residual", "last_tick"))
+    more = {name: runs.by_instance(name) for name in ("answer", "halt", "logit_change", "valid", "halt_tick") if vars(runs)[name] is not None}
     names = ("mean", *[_name(one) for one in select], "any")
-    accuracy = torch.zeros(len(depth), len(breadth), len(names), dtype=torch.float64)
-    chosen_residual, spread = torch.zeros_like(accuracy), torch.zeros(len(depth), len(breadth), dtype=torch.float64)
+    cells: list[Tensor] = []
+    spreads: list[Tensor] = []
+    chosen, calls = torch.zeros(len(depth), len(breadth), len(names), dtype=torch.float64), torch.zeros(len(depth), len(breadth), dtype=torch.float64)
+    places = {tick: k for k, tick in enumerate(runs.read.tolist())}
     for i, d in enumerate(depth):
-        # The residuals of the ticks before d: they are known, as displacements, when tick d is reached.
-        settled = residual[max(0, d - WINDOW) : d].mean(0)
+        k = places[d]
         for j, b in enumerate(breadth):
-            c = Candidates(settled[:, :b], answer[i, :, :b], None if halt is None else halt[d, :, :b])
-            right = solved[d, :, :b].double()
-            accuracy[i, j, 0], chosen_residual[i, j, 0] = right.mean(), c.residual.mean()
-            for k, one in enumerate(select, start=1):
-                pick = one(c)[:, None]
-                accuracy[i, j, k], chosen_residual[i, j, k] = right.gather(1, pick).mean(), c.residual.gather(1, pick).mean()
-            accuracy[i, j, -1], chosen_residual[i, j, -1] = right.amax(1).mean(), c.residual.nan_to_num(nan=torch.inf).amin(1).mean()
-            spread[i, j] = (right.mean(1) - right[:, 0]).abs().mean()
-    low, high = wilson(accuracy * n, torch.tensor(n), level=level)
+            c = Candidates(
+                residual=residual[k, :, :b],
+                answer=more["answer"][k, :, :b],
+                **{name: more[name][k, :, :b] if name in more else None for name in ("halt", "logit_change", "valid")},
+                halt_tick=torch.where(more["halt_tick"] <= d, more["halt_tick"], -1)[:, :b] if runs.policy else None,
+            )
+            right, r = solved[k, :, :b].double(), c.residual.double()
+            picks = [one(c)[:, None] for one in select]
+            cells += [right.mean(1), *[right.gather(1, pick)[:, 0] for pick in picks], right.amax(1)]
+            chosen[i, j] = torch.stack([r.mean(), *[r.gather(1, pick).mean() for pick in picks], r.nan_to_num(nan=torch.inf).amin(1).mean()])
+            spreads.append((right.mean(1) - right[:, 0]).abs())
+            calls[i, j] = last[:, :b].clamp(max=d).sum(1).double().mean()
+    groups = torch.arange(n) if cluster is None else cluster
+    accuracy, low, high = (part.reshape(chosen.shape) for part in cluster_shares(torch.stack(cells), groups, level=level))
+    spread, spread_low, spread_high = (part.reshape(calls.shape) for part in cluster_shares(torch.stack(spreads), groups, level=level))
     return ScalingGrid(
         depth=torch.tensor(list(depth)),
         breadth=torch.tensor(list(breadth)),
@@ -151,14 +172,23 @@ def scaling_of(
         accuracy=accuracy,
         low=low,
         high=high,
-        residual=chosen_residual,
+        residual=chosen,
         spread=spread,
-        map_calls=torch.tensor(list(depth))[:, None] * torch.tensor(list(breadth))[None],
+        spread_low=spread_low,
+        spread_high=spread_high,
+        map_calls=calls,
         instances=n,
+        clusters=len(torch.unique(groups)),
         level=level,
-        clock=traj.clock,
-        origin=traj.origin,
+        policy=runs.policy if runs.elastic else "",
+        clock=runs.clock,
+        origin=runs.origin,
     )
+
+
+def same_targets(targets: Int[Tensor, "instance site"]) -> Int[Tensor, " instance"]:
+    """A number for each instance, the same for instances of one solution: puzzles made from one grid are not independent."""
+    return torch.unique(targets, dim=0, return_inverse=True)[1]
 
 
 def _check_sizes(depth: Sequence[int], breadth: Sequence[int]) -> None:
@@ -168,27 +198,53 @@ def _check_sizes(depth: Sequence[int], breadth: Sequence[int]) -> None:
         )
 
 
-def _tables(
-    traj: Trajectory, targets: Tensor, depth: Sequence[int]
-) -> tuple[Bool[Tensor, "time instance start"], Float[Tensor, "time instance start"], Int[Tensor, "depth instance start"], Tensor | None]:
-    """Solved, residual, answer label (at the depths alone) and halting logit with the row axis split into instance and start."""
+def _attempts_of(traj: Trajectory, targets: Tensor, read: list[int]) -> Attempts:
+    """A recorded run, read at a few ticks; the halting of the paper is read off all of them."""
     solved = solved_at(traj, targets)
-    _, index, counts = torch.unique(traj.instance, return_inverse=True, return_counts=True)
-    if bool((counts != counts[0]).any()):
-        raise ValueError(
-            f"`scaling_of` got between {int(counts.min())} and {int(counts.max())} starts an instance. A grid needs as many for every one. "
-            "Record a rectangular run."
-        )
-    order = torch.argsort(index * (int(traj.start.max()) + 1) + traj.start)
-    shape = (len(counts), int(counts[0]))
+    answer = traj.readouts["answer"].flatten(2)
+    ticks = len(traj.ticks) - 1
 
-    def table(values: Tensor) -> Tensor:
-        return values[:, order].unflatten(1, shape)
+    def windows(values: Float[Tensor, "time row"]) -> Float[Tensor, "read row"]:
+        # The residuals of the ticks before d: they are known, as displacements, when tick d is reached.
+        return torch.stack([values[max(0, d - WINDOW) : d].mean(0) for d in read])
 
-    answer = traj.readouts["answer"][list(depth)].flatten(2)
-    labels = label_answers(answer.flatten(0, 1)).unflatten(0, answer.shape[:2])
-    halt = traj.readouts.get("halt")
-    return table(solved), table(traj.residual), table(labels), None if halt is None else table(halt)
+    halt, change = traj.readouts.get("halt"), traj.readouts.get("logit_change")
+    goes = torch.zeros_like(solved[1:]) if halt is None else halt[1:] > PUBLISHED.above
+    halt_tick = torch.where(goes.any(0), goes.int().argmax(0) + 1, -1)
+    at = torch.where(halt_tick < 0, ticks, halt_tick)
+    row = torch.arange(len(at))
+    after = solved[1:]
+    seen: dict[str, Any] = {
+        "answer": torch.stack([fingerprint(answer[d]) for d in read]),
+        "solved": solved[read],
+        "residual": windows(traj.residual),
+        "logit_change": None if change is None else windows(change[1:]),
+        "halt": None if halt is None else halt[read].double(),
+    }
+    whole = {"solved": solved, "residual": traj.residual, "logit_change": change, "halt": halt}
+    unsolved = len(after) - after.flip(0).int().cumprod(0).sum(0)
+    return Attempts(
+        read=torch.tensor(read),
+        **seen,
+        valid=None,
+        at_halt={"answer": fingerprint(answer[at, row])} | {name: values[at, row] for name, values in whole.items() if values is not None},
+        halt_tick=halt_tick,
+        first_solved=torch.where(after.any(0), after.int().argmax(0) + 1, -1),
+        stays_solved=torch.where(after[-1], unsolved + 1, -1),
+        final=answer[-1],
+        final_at_halt=answer[at, row],
+        last_tick=torch.full_like(at, ticks),
+        computed=traj.last_tick.clamp(max=ticks),
+        result=torch.where(traj.result == Result.CONVERGED.code, Result.COMPLETED.code, traj.result),
+        instance=traj.instance,
+        start=traj.start,
+        ticks=ticks,
+        elastic=False,
+        policy="" if halt is None else str(PUBLISHED),
+        held="",
+        clock=traj.clock,
+        origin=traj.origin,
+    )
 
 
 def _name(select: Select) -> str:

@@ -9,6 +9,7 @@ from attractorlab.plots.grids import probe, scaling, scaling_lines
 from attractorlab.plots.norms import non_normality
 from attractorlab.plots.paths import trajectories
 from attractorlab.plots.shares import basin_slice, basins
+from attractorlab.plots.spending import foresight, frontier, solve_times
 from attractorlab.plots.tables import MAZE, SUDOKU, Markup, boards
 from attractorlab.plots.theme import recoloured, template
 from attractorlab.plots.updates import floquet
@@ -23,6 +24,8 @@ __all__ = [
     "branches",
     "density",
     "floquet",
+    "foresight",
+    "frontier",
     "lyapunov",
     "non_normality",
     "outcome_words",
@@ -34,6 +37,7 @@ __all__ = [
     "scaling_lines",
     "settle_times",
     "settled_by_solved",
+    "solve_times",
     "spectrum",
     "template",
     "traces",

@@ -52,7 +52,7 @@ def scaling(grid: ScalingGrid) -> go.Figure:
                 ygap=2,
                 texttemplate="%{z:.0%}" if depth.size * breadth.size <= 80 else None,
                 hovertemplate="depth %{x}, breadth %{y}: %{z:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]<br>"
-                "mean residual %{customdata[2]:.1e}, %{customdata[3]:,} map calls<extra></extra>",
+                "mean residual %{customdata[2]:.1e}, %{customdata[3]:,.4~g} map calls<extra></extra>",
             ),
             row=s + 1,
             col=1,

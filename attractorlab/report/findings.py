@@ -20,7 +20,7 @@ from attractorlab.report.analysis import (
     solved_later,
 )
 from attractorlab.statistics import clopper_pearson, cluster_auc, cluster_mean, effective_n, wilson
-from attractorlab.types import Convergence, Finding, ScalingGrid
+from attractorlab.types import Finding, ScalingGrid
 
 
 def findings(data: Recorded, found: Analysis) -> tuple[Finding, ...]:
@@ -164,7 +164,7 @@ def compute(data: Recorded, found: Analysis) -> list[Finding]:
     out = [_cell(g, -1, 0, 0, f"solved by one start at depth {int(g.depth[-1])}", "grid")]
     out += [_cell(g, -1, -1, k, f"solved at depth {int(g.depth[-1])}, breadth {int(g.breadth[-1])}, selected by {name}", "grid") for k, name in enumerate(g.selectors)]
     out.append(_cell(g, 0, -1, 0, f"solved by a start at depth {int(g.depth[0])}", "grid"))
-    out.append(_spread(g, data.conv[MAIN], "path dependence", "grid", data.level))
+    out.append(_spread(g, "path dependence", "grid"))
     return out
 
 
@@ -191,7 +191,7 @@ def compared(data: Recorded, found: Analysis) -> list[Finding]:
         _cell(own, -1, 0, 0, f"baseline: solved at depth {int(own.depth[-1])} from {law(data, OWN)}", "own"),
         _cell(g, -1, 0, 0, f"baseline: solved by one start at depth {int(g.depth[-1])} {starts}", "baseline"),
         *[_cell(g, -1, -1, k, f"baseline: solved at depth {int(g.depth[-1])}, breadth {int(g.breadth[-1])}, selected by {name}", "baseline") for k, name in enumerate(g.selectors)],
-        _spread(g, conv, "baseline: path dependence", "baseline", data.level),
+        _spread(g, "baseline: path dependence", "baseline"),
         share("baseline: settled at the last tick", rest, conv.instance, level=data.level, source="convergence of series baseline"),
         share("baseline: solved among settled", good[-1][rest], conv.instance[rest], level=data.level, source="convergence of series baseline", unit="share of settled starts"),
         share("baseline: settled among not solved", rest[~good[-1]], conv.instance[~good[-1]], level=data.level, source="convergence of series baseline", unit="share of unsolved starts"),
@@ -292,14 +292,10 @@ def _cell(g: ScalingGrid, depth: int, breadth: int, selector: int, claim: str, s
     return Finding(claim, float(g.accuracy[at]), float(g.low[at]), float(g.high[at]), g.instances, "share of instances", f"{source}.accuracy")
 
 
-def _spread(g: ScalingGrid, conv: Convergence, name: str, source: str, level: float) -> Finding:
-    """Path dependence, a mean of numbers between 0 and 1, with Wilson's interval over instances, which is wide enough for such a mean."""
-    assert conv.solved is not None
-    right = conv.by_instance("solved")[int(g.depth[-1])].double()
-    apart, n = (right.mean(1) - right[:, 0]).abs(), torch.tensor(len(right))
-    value, (low, high) = float(apart.mean()), (float(x) for x in wilson(apart.sum(), n, level=level))
+def _spread(g: ScalingGrid, name: str, source: str) -> Finding:
+    """Path dependence at the greatest depth and breadth."""
     claim = f"{name}: mean |accuracy over {int(g.breadth[-1])} starts − accuracy of the first|"
-    return Finding(claim, value, low, high, g.instances, "mean over instances", f"{source}.spread")
+    return Finding(claim, float(g.spread[-1, -1]), float(g.spread_low[-1, -1]), float(g.spread_high[-1, -1]), g.instances, "mean over instances", f"{source}.spread")
 
 
 def _ratio(count: int, of: int) -> float:

@@ -24,7 +24,8 @@ def as_markdown(data: Recorded, numbers: tuple[Finding, ...], sentences: list[st
     level = f"{100 * data.level:g}"
     lines += [
         "",
-        f"Shares carry {level} % intervals: Wilson's with the starts of a puzzle counted for what they are worth, Clopper and Pearson's for counts of points and puzzles. "
+        f"Shares carry {level} % intervals: Wilson's with the starts of a puzzle counted for what they are worth, Clopper and Pearson's for counts of points and puzzles; accuracies over depth and breadth "
+        "and path dependence those of a bootstrap over puzzles, puzzles of one solution together, or Wilson's where it says nothing. "
         "A median carries its 10-90 % range. A dash stands for a number that has no interval.",
         "",
     ]

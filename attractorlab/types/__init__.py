@@ -1,5 +1,6 @@
 """The nouns: frozen, complete records that every function takes and returns."""
 
+from attractorlab.types.attempts import Attempts
 from attractorlab.types.base import Drive, HasRows, Origin, Result, State, dims_of
 from attractorlab.types.basins import BasinEstimate, BasinSlice
 from attractorlab.types.branches import Branch
@@ -7,9 +8,11 @@ from attractorlab.types.findings import Finding, Report
 from attractorlab.types.orbits import PeriodicOrbitSet
 from attractorlab.types.points import FixedPointSet, Floquet, LyapunovEstimate, NonNormality, NotConvergedError, Spectrum
 from attractorlab.types.runs import Convergence, Instance, ProbeFit, Projection, ScalingGrid, Trajectory
+from attractorlab.types.spending import Foresight, HaltingGain, SolveTimes
 from attractorlab.types.traces import SpectralDensity, TraceEstimate
 
 __all__ = [
+    "Attempts",
     "BasinEstimate",
     "BasinSlice",
     "Branch",
@@ -18,6 +21,8 @@ __all__ = [
     "Finding",
     "FixedPointSet",
     "Floquet",
+    "Foresight",
+    "HaltingGain",
     "HasRows",
     "Instance",
     "LyapunovEstimate",
@@ -30,6 +35,7 @@ __all__ = [
     "Report",
     "Result",
     "ScalingGrid",
+    "SolveTimes",
     "SpectralDensity",
     "Spectrum",
     "State",

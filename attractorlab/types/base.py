@@ -23,6 +23,7 @@ class Result(Enum):
     DIVERGED = "The state grew without bound."
     NONFINITE = "The map returned a NaN or an infinity."
     COMPLETED = "The row was followed for as many ticks as asked."
+    HALTED = "The model's halting value let the row go before the last tick."
 
     @property
     def code(self) -> int:

@@ -107,10 +107,11 @@ class Convergence(HasRows):
 
 @dataclass(frozen=True, eq=False)
 class ScalingGrid:
-    """Accuracy and residual over depth (ticks) x breadth (starts) x selector, with intervals over instances.
+    """Accuracy and residual over depth (ticks) x breadth (starts) x selector, with intervals over clusters of instances.
 
-    `map_calls` is what one instance costs: depth x breadth. `spread` is the path dependence of the paper,
-    mean over instances of |accuracy over B starts − accuracy of the first|.
+    `map_calls` is what one instance costs in ticks of the clock: depth x breadth, or, where rows left by the halting `policy`, what they took on average ("" for no policy).
+    `spread` is the path dependence of the paper, mean over instances of |accuracy over B starts − accuracy of the first|. Of `instances`, those that share a cluster are
+    not independent: `clusters` is the number that the intervals rest on.
     """
 
     depth: Int[Tensor, " depth"]
@@ -121,9 +122,13 @@ class ScalingGrid:
     high: Float[Tensor, "depth breadth selector"]
     residual: Float[Tensor, "depth breadth selector"]
     spread: Float[Tensor, "depth breadth"]
-    map_calls: Int[Tensor, "depth breadth"]
+    spread_low: Float[Tensor, "depth breadth"]
+    spread_high: Float[Tensor, "depth breadth"]
+    map_calls: Float[Tensor, "depth breadth"]
     instances: int
+    clusters: int
     level: float
+    policy: str
     clock: str
     origin: Origin
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from attractorlab import Instance, by_halt, by_residual, by_vote, only_last, repeat_rows, scaling, scaling_of, trace
-from attractorlab.dynamics.scaling import Candidates
+from attractorlab.dynamics.selectors import Candidates
 from attractorlab.maps import LatentMap
-from attractorlab.statistics import wilson
+from attractorlab.statistics import cluster_mean
 
 DEPTH, BREADTH, LEVEL = (1, 2, 5, 9), (1, 3, 4), 0.9
 SITES, CLASSES = 3, 4
+NOTHING = {"halt": None, "logit_change": None, "halt_tick": None, "valid": None}
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,10 @@ def test_every_column_is_what_ten_lines_of_numpy_give(generator):
             assert grid.accuracy[i, j].tolist() == pytest.approx(accuracy)
             assert grid.residual[i, j].tolist() == pytest.approx(residuals)
             assert grid.spread[i, j].item() == pytest.approx(np.abs(right.mean(1) - right[:, 0]).mean())
-    low, high = wilson(grid.accuracy * n, torch.tensor(n), level=LEVEL)
-    assert grid.low.equal(low) and grid.high.equal(high) and grid.level == LEVEL and grid.instances == n
+    right = torch.from_numpy(solved[DEPTH[-1]]).double()
+    _, low, high = cluster_mean(right.mean(1), torch.arange(n), level=LEVEL)
+    assert (grid.low[-1, -1, 0].item(), grid.high[-1, -1, 0].item()) == pytest.approx((low, high))
+    assert grid.level == LEVEL and grid.instances == grid.clusters == n and grid.policy == ""
     assert grid.map_calls.tolist() == [[d * b for b in BREADTH] for d in DEPTH]
 
 
@@ -120,7 +123,7 @@ def test_a_strobed_grid_has_the_columns_of_the_deeper_ticks(generator):
 
 
 def test_votes_go_to_whole_answers_and_ties_to_the_lowest_start():
-    c = Candidates(residual=torch.tensor([[3.0, 1.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0]]), answer=torch.tensor([[5, 7, 7, 9], [4, 2, 4, 2]]), halt=None)
+    c = Candidates(residual=torch.tensor([[3.0, 1.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0]]), answer=torch.tensor([[5, 7, 7, 9], [4, 2, 4, 2]]), **NOTHING)
     assert by_vote(c).tolist() == [1, 0] and by_residual(c).tolist() == [1, 0]
     with pytest.raises(ValueError, match=r"`by_halt` got a run without a readout `halt`.*Use by_residual or by_vote"):
         by_halt(c)
@@ -128,7 +131,7 @@ def test_votes_go_to_whole_answers_and_ties_to_the_lowest_start():
 
 def test_a_start_that_was_lost_is_never_selected_by_residual_or_halt():
     lost = torch.tensor([[torch.nan, 2.0, 1.0]])
-    c = Candidates(residual=lost, answer=torch.zeros(1, 3).long(), halt=-lost)
+    c = Candidates(residual=lost, answer=torch.zeros(1, 3).long(), **{**NOTHING, "halt": -lost})
     assert by_residual(c).tolist() == [2] and by_halt(c).tolist() == [2]
 
 
@@ -150,7 +153,7 @@ def test_the_answer_is_hidden_from_the_selectors(generator):
         return torch.zeros(len(c.residual)).long()
 
     grid = scaling_of(recorded(puzzles), puzzles.targets, depth=[3], breadth=[2], select=[by_spying])
-    assert seen == [["answer", "halt", "residual"]] and grid.selectors == ("mean", "spying", "any")
+    assert seen == [["answer", "halt", "halt_tick", "logit_change", "residual", "valid"]] and grid.selectors == ("mean", "spying", "any")
 
 
 def test_misuse_is_refused_with_what_to_do(generator):

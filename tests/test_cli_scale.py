@@ -1,0 +1,148 @@
+"""`attractorlab scale`: resumed, shared out and cut in other pieces it gives the same numbers, and those are the library's."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attractorlab import Run, attempt, models, strobe, tasks
+from attractorlab.cli import main
+from attractorlab.dynamics.attempts import Halting
+from attractorlab.dynamics.scaling import same_targets
+from attractorlab.report.scaling import accuracy_table, number, share
+from attractorlab.sweep import Measure, Series, attempts_in, own_starts, throughput
+from tests.test_cli_analysis import fails, printed, said
+
+ASKED = ["scale", "eqr-sudoku-4", "--rows", "12", "--depth", "1,3,8", "--breadth", "1,3", "--time-rows", "0", "--seed", "5", "--threads", "1"]
+NUMBERS = ("grid", "elastic", "gain", "foresight", "times", "policies")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A measurement made in one go, and what was printed of it."""
+    out = tmp_path_factory.mktemp("scale") / "whole"
+    return out, said(*ASKED, "--out", out)
+
+
+def same_numbers(a, b):
+    for name in NUMBERS:
+        assert a[name] == b[name], name
+
+
+def test_shared_out_in_other_units_and_interrupted_it_gives_the_same_numbers(whole, tmp_path, capsys):
+    out = tmp_path / "parts"
+    argv = [*ASKED, "--out", out, "--shard", "3"]
+    fails(capsys, 3, "part 1 of 2", "are missing", "without --part", argv=[*argv, "--part", "1/2"])
+    assert Run(out / "run").missing() == ["attempts-00001", "attempts-00003"]
+    shared = said(*argv, "--part", "2/2")
+    same_numbers(whole[1], shared)
+    for unit in ("attempts-00001", "readings"):
+        shutil.rmtree(out / "run" / "segments" / f"{unit}.zarr")
+    kept = out / "run" / "segments" / "attempts-00000.zarr"
+    before = kept.stat().st_mtime_ns
+    again = said(*argv)
+    same_numbers(whole[1], again)
+    assert kept.stat().st_mtime_ns == before and shared["command"] == again["command"], "what was complete is kept"
+
+
+def test_the_numbers_are_those_of_the_library(whole):
+    out, facts = whole
+    reasoner, puzzles = models.load("eqr-sudoku-4"), tasks.load("sudoku-4")
+    chosen = puzzles[torch.arange(12) * len(puzzles) // 12]
+    one = Series(model="eqr-sudoku-4", weights=reasoner.origin().weights, starts=3, scale=None, every=reasoner.config.H_cycles)
+    f, z = own_starts(reasoner, chosen, torch.arange(12), one, seed=5)
+    runs = attempt(f, z, ticks=8, read=[1, 3, 8], slots=36, halting=Halting(0.0, 1, None), hold=None, targets=chosen.targets)
+    assert facts["clock"] == strobe(reasoner.bind(chosen), reasoner.config.H_cycles).clock == "2 x recursion"
+    stored = attempts_in(Run(out / "run"))
+    at = [stored.read.tolist().index(d) for d in (1, 3, 8)]
+    assert stored.solved[at].equal(runs.solved) and stored.halt_tick.equal(runs.halt_tick) and stored.instance.equal(runs.instance)
+    assert [row[-1][0] for row in facts["grid"]["accuracy"]] == pytest.approx(runs.solved.double().mean(1).tolist())
+    assert facts["solutions that differ"] == len(same_targets(chosen.targets).unique()) and facts["puzzles"] == 12
+    taken = torch.where(runs.halt_tick < 0, 8, runs.halt_tick).double().mean().item()
+    assert facts["gain"]["calls"][-1] == pytest.approx(taken)
+    assert facts["grid"]["selectors"] == ["mean", "residual", "logit_change", "vote", "halt", "first_halt", "verifier", "any"]
+    columns = {name: [cell[k] for row in facts["grid"]["accuracy"] for cell in row] for k, name in enumerate(facts["grid"]["selectors"])}
+    assert columns["verifier"] == columns["any"], "a puzzle with one solution has no other valid answer"
+
+
+def test_holding_rows_at_rest_saves_ticks_and_changes_no_answer(whole):
+    reasoner, puzzles = models.load("eqr-sudoku-4"), tasks.load("sudoku-4", rows=slice(0, 8))
+    one = Series(model="", weights="", starts=2, scale=None, every=2)
+    f, z = own_starts(reasoner, puzzles, torch.arange(8), one, seed=0)
+    more = {"ticks": 48, "read": [1, 6, 48], "slots": 8, "halting": Halting(0.0, 1, None), "targets": puzzles.targets}
+    held, followed = attempt(f, z, hold=5e-7, **more), attempt(f, z, hold=None, **more)
+    assert held.solved.equal(followed.solved) and held.answer.equal(followed.answer) and held.halt_tick.equal(followed.halt_tick)
+    assert held.last_tick.equal(followed.last_tick) and int(held.computed.sum()) < 0.8 * int(followed.computed.sum())
+
+
+def test_starts_belong_to_the_puzzle_and_not_to_its_place(whole):
+    reasoner, puzzles = models.load("eqr-sudoku-4"), tasks.load("sudoku-4", rows=slice(0, 6))
+    one = Series(model="", weights="", starts=2, scale=None, every=1)
+    _, all_of_them = own_starts(reasoner, puzzles, torch.arange(6), one, seed=1)
+    f, some = own_starts(reasoner, puzzles[[4, 2]], torch.arange(2), one, seed=1)
+    assert some["z_H"].equal(all_of_them["z_H"][[8, 9, 4, 5]]) and f.instance.tolist() == [0, 0, 1, 1] and f.start.tolist() == [0, 1, 0, 1]
+    _, more = own_starts(reasoner, puzzles[[4]], torch.arange(1), Series(model="", weights="", starts=5, scale=None, every=1), seed=1)
+    assert more["z_L"][:2].equal(some["z_L"][:2]), "fewer starts are the first of more"
+    assert not own_starts(reasoner, puzzles[[4]], torch.arange(1), one, seed=2)[1]["z_H"].equal(some["z_H"][:2])
+
+
+def test_the_files_say_what_was_measured(whole):
+    out, facts = whole
+    page, text, told = (out / "index.html").read_text(), (out / "scale.md").read_text(), json.loads((out / "scale.json").read_text())
+    same_numbers(told, facts)
+    for words in ("Accuracy by depth and breadth", "The same with halting", "What halting saves", "Other thresholds", "What scores foretell", "Ticks to a lasting solution", "2 x recursion", "clusters"):
+        assert words in page and words in text, words
+    lines = printed(*ASKED, "--out", out).splitlines()
+    assert "One tick is 2 x recursion" in " ".join(lines) and any(line.split()[:3] == ["depth", "breadth", "ticks"] for line in lines)
+    grid = Run(out / "run").read("readings")["grid"]
+    head, rows = accuracy_table(grid)
+    assert len(rows) == 6 and all(len(row) == len(head) for row in rows)
+
+
+def test_a_number_without_an_interval_says_so():
+    nan, inf, x = torch.tensor(torch.nan), torch.tensor(torch.inf), torch.tensor(0.25)
+    assert share(x, nan, nan) == "25.0 [-]" and share(nan, nan, nan) == "-" and share(x, x - 0.05, x + 0.05) == "25.0 [20.0, 30.0]"
+    assert number(x, nan, nan) == "0.25 [-]" and number(inf, x, inf) == "inf [0.25, inf]" and number(inf, x, inf, above=64) == "> 64 [0.25, > 64]"
+    assert number(nan, nan, nan) == "-"
+
+
+def test_halting_and_refill_are_timed_against_all_to_the_end():
+    reasoner, puzzles = models.load("eqr-sudoku-4"), tasks.load("sudoku-4", rows=slice(0, 12))
+    one = Series(model="", weights="", starts=3, scale=None, every=2)
+    asked = Measure(series=one, ticks=8, read=(8,), halting=Halting(0.0, 1, None), hold=None, slots=64, shard=4, seed=0, dtype="float32")
+    timed = throughput(reasoner, puzzles, asked)
+    assert timed["ticks_full"] <= 12 * 8 and timed["ticks_refill"] < timed["ticks_full"] and timed["slots"] == 3 and timed["instances"] == 12
+    assert timed["ratio"] == pytest.approx(timed["seconds_full"] / timed["seconds_refill"])
+    assert timed["ratio"] == pytest.approx(timed["instances_per_second_refill"] / timed["instances_per_second_full"])
+    with pytest.raises(ValueError, match=r"`throughput` got no halting policy.*Use halting=Halting"):
+        throughput(reasoner, puzzles, replace(asked, halting=None))
+
+
+def test_a_feed_forward_network_has_one_number(tmp_path):
+    from attractorlab.models import FeedForward, FeedForwardConfig, save
+
+    network = FeedForward(FeedForwardConfig("sudoku-4", 16, 6, width=8, H_cycles=1, L_cycles=1), generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "twin.safetensors"
+    save(network, path, about={})
+    facts = said("scale", path, "--rows", "20", "--out", tmp_path / "out")
+    assert facts["clock"].startswith("none: a feed-forward network has no ticks and no starts")
+    assert facts["low"] <= facts["accuracy"] <= facts["high"] and facts["low"] < facts["high"] and facts["puzzles"] == 20
+    assert "do not apply" in printed("scale", path, "--rows", "20", "--out", tmp_path / "out") and (tmp_path / "out" / "scale.md").exists()
+
+
+def test_misuse_is_refused_with_what_to_do(whole, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "never")]
+    base = ["scale", "eqr-sudoku-4", "--rows", "4", *out]
+    fails(capsys, 2, "--depth '1,x'", "joined by commas", argv=[*base, "--depth", "1,x"])
+    fails(capsys, 2, "--breadth '0'", argv=[*base, "--breadth", "0"])
+    fails(capsys, 2, "--thresholds '1,high'", "or nothing", argv=[*base, "--thresholds", "1,high"])
+    fails(capsys, 2, "--every blink", "segment, recursion", argv=[*base, "--every", "blink"])
+    fails(capsys, 2, "--dtype float8", "--dtype float32", argv=[*base, "--dtype", "float8"])
+    fails(capsys, 2, "--part 3/2", "--part 1/2", argv=[*base, "--part", "3/2"])
+    fails(capsys, 2, "--starts none", argv=[*base, "--starts", "none"])
+    fails(capsys, 2, "one fixed start", "--starts random", argv=["scale", "trm-sudoku-6", "--rows", "2", "--breadth", "1,2", *out])
+    fails(capsys, 4, "differs in", "Choose another --out", argv=[*ASKED, "--out", whole[0], "--seed", "6"])
+    assert main([*base, "--rows", "99999"]) == 2
+    assert not (tmp_path / "never").exists()
