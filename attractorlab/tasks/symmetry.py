@@ -1,4 +1,4 @@
-"""The symmetries of a board: rename digits, move lines within and between bands, turn it over."""
+"""The symmetries of a Sudoku: rename digits, move lines within and between bands, turn it over."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -110,7 +110,8 @@ def canonical(tokens: Int[Tensor, "row site"]) -> Int[Tensor, "row site"]:
     """The smallest symmetric image of each board: two boards are twins if and only if theirs are equal.
 
     Exact on every side, by trying all moves of lines with the digits renamed in order of appearance.
-    A board of side 9 takes milliseconds; compare large sets with `overlap`, which asks only where it must.
+    A board of side 9 takes milliseconds; compare large sets with `overlap`, which asks only where it must. Boards are taken for Sudoku by their size:
+    for mazes there is ``task_of("maze-11").kind.canonical``, and `fingerprint` beside it.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
