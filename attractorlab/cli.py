@@ -3,7 +3,6 @@
 import errno
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +35,7 @@ from attractorlab.cli_tools import (
     tell,
     use,
 )
+from attractorlab.cli_training import curves, train
 from attractorlab.errors import BadData, SpaceError, Unfinished
 
 if TYPE_CHECKING:
@@ -116,59 +116,8 @@ def record(
     tell(facts, as_json)
 
 
-@app.command()
-def train(
-    config: Annotated[str, typer.Argument(help="A configuration: eqr-sudoku-4, eqr-sudoku-6, eqr-sudoku-9 or eqr-maze-11; trm-sudoku-6 or trm-sudoku-9; feedforward-sudoku-9; eqr-sudoku-extreme or eqr-maze-30 as published.")],
-    out: Annotated[Path, typer.Option(help="Folder for model.safetensors, log.jsonl and the folder state.")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, as often as needed; unknown keys are refused.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training that the folder holds.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    save_every: Annotated[int, typer.Option(help="Segments between two saves.", min=1)] = 200,
-    threads: Threads = 0,
-    as_json: Json = False,
-) -> None:
-    """Train a reasoner, or go on with an interrupted training to the same bytes. Under torchrun, its processes share the slots."""
-    from attractorlab.training import ranks as processes
-    from attractorlab.training.config import read_config
-    from attractorlab.training.loop import Trainer
-    from attractorlab.training.loop import train as run_training
-    from attractorlab.training.shards import newest
-
-    use(threads)
-    must_be_folder(out)
-    _check_device(device)
-    pairs = [text.partition("=") for text in overrides or []]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise ValueError(f"`train` got --set {key!r}. Settings are written key=value. Write, for example, --set lr=0.001.")
-    settings = read_config(config, {key: value for key, _, value in pairs})
-    state = out / "state"
-    if newest(state) and not resume:
-        raise ValueError(f"`train` found a training in {out}. A folder holds one training. Add --resume to go on with it, or choose another --out.")
-    if resume and not newest(state):
-        raise ValueError(f"`train` found no state in {state} to resume. A training is resumed from its state. Leave out --resume to begin it.")
-    ranks, device = processes.join(device)
-    if not resume and ranks.rank == 0:
-        typer.echo(f"{config}: preparing the puzzles", err=True)
-    trainer = Trainer.resume(state, device=device, ranks=ranks) if resume else Trainer(settings, device=device, ranks=ranks)
-    if resume and trainer.config != settings:
-        raise ValueError(f"`train` was asked to resume {out} with other settings than it was begun with. A training keeps its settings. Repeat the first command and add --resume.")
-    with progress_bar(f"training {config}", trainer.config.segments) if ranks.rank == 0 else nullcontext(_silent) as bar:
-        bar(trainer.segment, "")
-
-        def show(p: dict[str, float | int]) -> None:
-            bar(int(p["segment"]), f"loss {p['loss']:.4f}, exact {100 * p['exact']:.1f} %, {p['seconds_left'] / 60:.1f} min left")
-
-        path = run_training(trainer, out, name=config, command=command_line(), save_every=save_every, report=show)
-    processes.part()
-    if ranks.rank == 0:
-        tell({"model": str(path), "segments": trainer.segment, "parameters": sum(p.numel() for p in trainer.model.parameters())}, as_json)
-
-
-def _silent(done: int, text: str) -> None:
-    """A progress bar of a process that has nothing to show."""
-
-
+app.command()(train)
+app.command()(curves)
 app.command()(fixed_points)
 app.command()(spectrum)
 app.command()(lyapunov)
@@ -335,15 +284,6 @@ def _baseline(asked: str, reasoner: "AbstractRecursion") -> str:
         return "" if asked == "none" else asked
     twin = reasoner.config.task and f"trm-{reasoner.config.task}"
     return twin if twin in models.names() and reasoner.name != twin else ""
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`train` got --device {name!r}, which this torch cannot use ({str(error).splitlines()[0][:80]}). A device is cpu, or cuda on a CUDA build. Use --device cpu.") from None
 
 
 def _fail(message: str, code: int) -> int:

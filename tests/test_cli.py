@@ -191,7 +191,26 @@ def test_train_writes_resumes_and_refuses_a_second_training(capsys, tmp_path):
     assert main(["inspect", out, "--json"]) == 0
 
 
+def test_curves_draws_trainings_beside_each_other_and_says_where_a_log_is_wrong(capsys, tmp_path):
+    from attractorlab.plots import training
+
+    lines = [{"segment": 20.0 * k, "loss": 1 / k, "exact": 0.1 * k, "samples_per_second": 50.0} for k in (1, 2, 3)]
+    lines[2] |= {"validation": 0.25, "validation_puzzles": 100.0}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"segment": 80, "lo')
+    page = tmp_path / "made" / "page.html"
+    assert main(["curves", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(page), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["b"]["validation"] == 0.25 and "Training" in page.read_text()
+    drawn = {trace.name: trace for trace in training({"a": lines}).data if trace.yaxis == "y3" and trace.name}
+    assert list(drawn["a"].x) == [60.0] and list(drawn["a"].y) == [0.25]
+    (tmp_path / "a" / "log.jsonl").write_text('{"segment": 20, "loss": "high"}\n')
+    fails(capsys, 4, "is no log of a training in line 1", argv=["curves", str(tmp_path / "a"), "--out", str(page)])
+    fails(capsys, 2, "found no log.jsonl in", argv=["curves", str(tmp_path), "--out", str(page)])
+    fails(capsys, 2, "ends in .html", argv=["curves", str(tmp_path / "b"), "--out", str(tmp_path)])
+
+
 def test_every_command_has_help(capsys):
-    for command in ("report", "record", "train", "convert", "inspect", "verify", "doctor", "probe", "fixed-points", "spectrum", "lyapunov"):
+    for command in ("report", "record", "train", "convert", "inspect", "verify", "doctor", "probe", "fixed-points", "spectrum", "lyapunov", "curves"):
         assert main([command, "--help"]) == 0
         assert "--json" in capsys.readouterr().out

@@ -43,8 +43,9 @@ MAY_IMPORT = {
     "cli_tools": "errors types store tasks models report",
     "cli_tables": "",
     "cli_analysis": "errors types store models dynamics sweep report cli_tools cli_tables",
+    "cli_training": "errors training plots cli_tools",
     "cli_scale": "errors types statistics store tasks models dynamics sweep report cli_tools cli_tables",
-    "cli": "errors types statistics store tasks models training dynamics sweep report doctor probes cli_tools cli_analysis cli_scale",
+    "cli": "errors types statistics store tasks models training dynamics sweep report doctor probes cli_tools cli_analysis cli_scale cli_training",
 }
 FRONT_DOOR = "cli"  # may say `import attractorlab as al`, as a user does
 # Who may import these at all. Everybody may use the standard library, torch, numpy and jaxtyping, except where said below.
@@ -56,7 +57,7 @@ ONLY = {
     "safetensors": "models training",
     "scipy": "statistics dynamics projection probing report",
     "sklearn": "statistics projection probing report",
-    "typer": "cli cli_analysis cli_scale cli_tools",
+    "typer": "cli cli_analysis cli_scale cli_tools cli_training",
     "umap": "projection",
     "xarray": "store",
     "yaml": "models",

@@ -12,6 +12,7 @@ from attractorlab.plots.shares import basin_slice, basins
 from attractorlab.plots.spending import foresight, frontier, solve_times
 from attractorlab.plots.tables import MAZE, SUDOKU, Markup, boards
 from attractorlab.plots.theme import recoloured, template
+from attractorlab.plots.training import training
 from attractorlab.plots.updates import floquet
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "spectrum",
     "template",
     "traces",
+    "training",
     "trajectories",
 ]

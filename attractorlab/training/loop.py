@@ -23,6 +23,7 @@ from attractorlab.training.preparing import compile_stacks, network, training_po
 from attractorlab.training.ranks import ALONE, Ranks
 from attractorlab.training.shards import newest, read_shards, write_shards
 from attractorlab.training.stream import PuzzleStream, fingerprint
+from attractorlab.training.validation import validation_accuracy, validation_puzzles
 from attractorlab.types import Instance, State
 
 STATE_FORMAT = "attractorlab-training-2"
@@ -104,6 +105,7 @@ class Trainer:
                     "exact": sums["solved"] / ended,
                     "puzzles": round(sums["done"] * self.ranks.count),
                     "segments_per_puzzle": sums["used"] / ended,
+                    "samples_per_second": (self.segment - first) * self.config.batch / spent,
                     "seconds": spent,
                     "seconds_left": spent / (self.segment - first) * (self.config.segments - self.segment),
                 }
@@ -273,7 +275,8 @@ def train(trainer: Trainer, folder: str | os.PathLike[str], *, name: str, comman
     """Train to the end in `folder` and return the path of the model file.
 
     The folder gets `model.safetensors` (the averaged model so far), `state` (a folder to resume from) and `log.jsonl`. The first two are
-    written every `save_every` segments and at the end, so that an interruption anywhere loses at most that many.
+    written every `save_every` segments and at the end, so that an interruption anywhere loses at most that many. Then, too, the averaged model is tried on the bundled
+    validation puzzles of its task, and the log says how many of them it solved.
 
     Raises:
         ValueError: If `save_every` is below 1.
@@ -291,14 +294,19 @@ def train(trainer: Trainer, folder: str | os.PathLike[str], *, name: str, comman
     if first:
         place.mkdir(parents=True, exist_ok=True)
         _cut_log(place / "log.jsonl", trainer.segment)
+    unseen = validation_puzzles(trainer.config.task)
     for progress in trainer.run(every=math.gcd(20, save_every)):
+        ends = int(progress["segment"]) % save_every == 0 or progress["segment"] == trainer.config.segments
+        if first and ends:
+            progress |= {"validation": validation_accuracy(trainer.average, unseen, segments=trainer.config.halt_max), "validation_puzzles": len(unseen)}
         if first:
             with open(place / "log.jsonl", "a") as file:
                 file.write(json.dumps(progress) + "\n")
             report(progress)
-        if int(progress["segment"]) % save_every == 0:
+        if ends:
             keep()
-    keep()
+    if not trainer.segment < trainer.config.segments:
+        keep()
     return place / "model.safetensors"
 
 

@@ -19,6 +19,7 @@ from attractorlab.training.config import TrainConfig
 from attractorlab.training.loop import Trainer, train
 from attractorlab.training.preparing import training_pool
 from attractorlab.training.ranks import Ranks
+from attractorlab.training.validation import validation_puzzles
 
 TINY = TrainConfig("sudoku-4", width=16, blocks=1, H_cycles=2, L_cycles=1, segments=12, batch=8, warmup=4, decay=4, halt_max=4, reveal=0.5, noise=0.05)
 
@@ -363,3 +364,16 @@ def test_a_compiled_training_without_a_compiler_is_refused(pool, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match=r"engine='compiled' and found no no-such-compiler. .* Install g\+\+, name another one .* or use engine=eager."):
         Trainer(replace(TINY, engine="compiled"), pool=pool)
+
+
+def test_the_log_says_how_many_unseen_puzzles_the_average_solves(tmp_path, pool):
+    seen = train_in(tmp_path, Trainer(replace(TINY, segments=3), pool=pool), save_every=2)
+    assert [("validation" in one, one["segment"]) for one in seen] == [(True, 2), (True, 3)]
+    assert all(one["samples_per_second"] > 0 for one in seen) and seen[0]["validation_puzzles"] == 100
+    model, puzzles = load(tmp_path), validation_puzzles("sudoku-4")
+    f = model.bind(puzzles)
+    z = model.start(f.drive, generator=torch.Generator().manual_seed(0))
+    for _ in range(TINY.halt_max * TINY.H_cycles):
+        z = f(z)
+    solved = (f.readout(z)["logits"].argmax(-1) == puzzles.targets).all(1)
+    assert seen[-1]["validation"] == solved.double().mean()

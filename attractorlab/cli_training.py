@@ -1,0 +1,111 @@
+"""The commands that train: train, and curves, which draws what a training wrote down."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attractorlab.cli_tools import Json, Threads, command_line, must_be_folder, progress_bar, tell, use
+from attractorlab.errors import BadData
+
+
+def train(
+    config: Annotated[str, typer.Argument(help="A configuration: eqr-sudoku-4, eqr-sudoku-6, eqr-sudoku-9 or eqr-maze-11; trm-sudoku-6 or trm-sudoku-9; feedforward-sudoku-9; eqr-sudoku-extreme or eqr-maze-30 as published.")],
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors, log.jsonl and the folder state.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, as often as needed; unknown keys are refused.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training that the folder holds.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    save_every: Annotated[int, typer.Option(help="Segments between two saves.", min=1)] = 200,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a reasoner, or go on with an interrupted training to the same bytes. Under torchrun, its processes share the slots."""
+    from attractorlab.training import ranks as processes
+    from attractorlab.training.config import read_config
+    from attractorlab.training.loop import Trainer
+    from attractorlab.training.loop import train as run_training
+    from attractorlab.training.shards import newest
+
+    use(threads)
+    must_be_folder(out)
+    _check_device(device)
+    pairs = [text.partition("=") for text in overrides or []]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise ValueError(f"`train` got --set {key!r}. Settings are written key=value. Write, for example, --set lr=0.001.")
+    settings = read_config(config, {key: value for key, _, value in pairs})
+    state = out / "state"
+    if newest(state) and not resume:
+        raise ValueError(f"`train` found a training in {out}. A folder holds one training. Add --resume to go on with it, or choose another --out.")
+    if resume and not newest(state):
+        raise ValueError(f"`train` found no state in {state} to resume. A training is resumed from its state. Leave out --resume to begin it.")
+    ranks, device = processes.join(device)
+    if not resume and ranks.rank == 0:
+        typer.echo(f"{config}: preparing the puzzles", err=True)
+    trainer = Trainer.resume(state, device=device, ranks=ranks) if resume else Trainer(settings, device=device, ranks=ranks)
+    if resume and trainer.config != settings:
+        raise ValueError(f"`train` was asked to resume {out} with other settings than it was begun with. A training keeps its settings. Repeat the first command and add --resume.")
+    with progress_bar(f"training {config}", trainer.config.segments) if ranks.rank == 0 else nullcontext(_silent) as bar:
+        bar(trainer.segment, "")
+
+        def show(p: dict[str, float | int]) -> None:
+            bar(int(p["segment"]), f"loss {p['loss']:.4f}, exact {100 * p['exact']:.1f} %, {p['seconds_left'] / 60:.1f} min left")
+
+        path = run_training(trainer, out, name=config, command=command_line(), save_every=save_every, report=show)
+    processes.part()
+    if ranks.rank == 0:
+        tell({"model": str(path), "segments": trainer.segment, "parameters": sum(p.numel() for p in trainer.model.parameters())}, as_json)
+
+
+def _silent(done: int, text: str) -> None:
+    """A progress bar of a process that has nothing to show."""
+
+
+def curves(
+    folders: Annotated[list[Path], typer.Argument(help="Folders that `attractorlab train` wrote.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("curves.html"),
+    as_json: Json = False,
+) -> None:
+    """Draw loss, accuracy and throughput of trainings, finished or not, side by side."""
+    from attractorlab import plots
+
+    if out.suffix != ".html" or out.is_dir():
+        raise ValueError(f"`curves` got --out {out}. It writes one page. Use a name that ends in .html.")
+    if out.parent != Path():
+        must_be_folder(out.parent)
+    names = [folder.name if [one.name for one in folders].count(folder.name) == 1 else str(folder) for folder in folders]
+    logs = {name: _log(folder) for name, folder in zip(names, folders, strict=True)}
+    figure = plots.training(logs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_html(out, include_plotlyjs=True)
+    tell({"page": str(out), **{name: lines[-1] if lines else {} for name, lines in logs.items()}}, as_json)
+
+
+def _log(folder: Path) -> list[dict[str, float]]:
+    """The whole lines of a training's log."""
+    path = folder / "log.jsonl"
+    if not path.is_file():
+        raise ValueError(f"`curves` found no log.jsonl in {folder}. A training writes one into its folder. Give the --out of an `attractorlab train`.")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.splitlines()
+    if lines and not text.endswith("\n"):
+        lines.pop()  # it is being written
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            one = json.loads(line)
+            found.append({key: float(value) for key, value in {**one, "segment": one["segment"], "loss": one["loss"]}.items()})
+        except (ValueError, TypeError, AttributeError, KeyError):
+            raise BadData(f"{path} is no log of a training in line {number}. Each line is one object of numbers, with segment and loss. Remove the line, or train anew.") from None
+    return found
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`train` got --device {name!r}, which this torch cannot use ({str(error).splitlines()[0][:80]}). A device is cpu, or cuda on a CUDA build. Use --device cpu.") from None
