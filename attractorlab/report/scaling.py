@@ -65,6 +65,8 @@ def read_off(
         select.append(by_first_halt)
     if runs.valid is not None:
         select.append(by_verifier)
+    if max(breadth) == 1:
+        select = []  # with one start there is nothing to select
     grids = {"depth": depth, "breadth": breadth}
     reads = runs.read.tolist()
     told = sorted({*depth, *(2**k for k in range(runs.ticks.bit_length()))} & set(reads))
