@@ -21,7 +21,7 @@ def test_presets_are_read_back_from_json_and_give_a_model(name):
     ("ours", "theirs", "differ"),
     [
         ("eqr-sudoku-6", "trm-sudoku-6", {"start", "damping", "noise"}),
-        ("eqr-sudoku-9", "trm-sudoku-9", {"start", "damping", "noise"}),
+        ("eqr-sudoku-9", "trm-sudoku-9", {"start", "damping", "noise", "engine"}),
         ("eqr-maze-11", "eqr-maze-11-attention", {"mixer"}),
         ("eqr-sudoku-9", "feedforward-sudoku-9", {"model", "segments", "decay"}),
     ],
