@@ -21,6 +21,7 @@ from attractorlab.cli_tools import (
     command_line,
     instances,
     must_be_folder,
+    must_be_usable,
     must_take_files,
     print_json,
     progress_bar,
@@ -264,10 +265,8 @@ def _prepared(reasoner: "AbstractRecursion", dtype: str, device: str) -> "Abstra
     kinds = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
     if dtype not in kinds:
         raise ValueError(f"`scale` got --dtype {dtype}. It computes in one of {', '.join(kinds)}. Use --dtype float32.")
-    try:
-        return reasoner.to(kinds[dtype]).to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`scale` got --device {device!r}, which this torch cannot use ({str(error).splitlines()[0][:80]}). A device is cpu, or cuda on a CUDA build. Use --device cpu.") from None
+    must_be_usable("scale", device)
+    return reasoner.to(kinds[dtype]).to(device)
 
 
 def _verifier(instance: "Instance") -> "Callable[[Int[Tensor, ' row'], Int[Tensor, '... row site']], Bool[Tensor, '... row']]":

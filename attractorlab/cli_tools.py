@@ -174,6 +174,18 @@ def must_take_files(path: Path) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+def must_be_usable(command: str, device: str) -> None:
+    """Raise a ValueError if this torch cannot compute on a device."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"`{command}` got --device {device!r}, which this torch cannot use ({str(error).splitlines()[0][:80]}). A device is cpu, or cuda on a CUDA build. Use --device cpu."
+        ) from None
+
+
 def tell(facts: dict[str, Any], as_json: bool) -> None:
     """Print facts, one a line or as JSON."""
     if as_json:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from attractorlab.cli_tools import Json, Threads, command_line, must_be_folder, progress_bar, tell, use
+from attractorlab.cli_tools import Json, Threads, command_line, must_be_folder, must_be_usable, progress_bar, tell, use
 from attractorlab.errors import BadData
 
 
@@ -30,14 +30,14 @@ def train(
 
     use(threads)
     must_be_folder(out)
-    _check_device(device)
+    must_be_usable("train", device)
     pairs = [text.partition("=") for text in overrides or []]
     for key, equals, _ in pairs:
         if not equals:
             raise ValueError(f"`train` got --set {key!r}. Settings are written key=value. Write, for example, --set lr=0.001.")
     settings = read_config(config, {key: value for key, _, value in pairs})
     state = out / "state"
-    if newest(state) and not resume:
+    if (newest(state) or (out / "model.safetensors").exists()) and not resume:
         raise ValueError(f"`train` found a training in {out}. A folder holds one training. Add --resume to go on with it, or choose another --out.")
     if resume and not newest(state):
         raise ValueError(f"`train` found no state in {state} to resume. A training is resumed from its state. Leave out --resume to begin it.")
@@ -100,12 +100,3 @@ def _log(folder: Path) -> list[dict[str, float]]:
         except (ValueError, TypeError, AttributeError, KeyError):
             raise BadData(f"{path} is no log of a training in line {number}. Each line is one object of numbers, with segment and loss. Remove the line, or train anew.") from None
     return found
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`train` got --device {name!r}, which this torch cannot use ({str(error).splitlines()[0][:80]}). A device is cpu, or cuda on a CUDA build. Use --device cpu.") from None

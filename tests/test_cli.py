@@ -188,6 +188,8 @@ def test_train_writes_resumes_and_refuses_a_second_training(capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["segments"] == 4
     fails(capsys, 2, "--resume", argv=[*tiny, "--out", out])
     assert main([*tiny, "--out", out, "--resume"]) == 0
+    shutil.rmtree(tmp_path / "made" / "state")
+    fails(capsys, 2, "found a training in", argv=[*tiny, "--out", out])  # its model is not written over
     assert main(["inspect", out, "--json"]) == 0
 
 

@@ -147,8 +147,8 @@ class AbstractRecursion(AbstractReasoner):
     def random_start(self, drive: Drive, *, scale: float, generator: torch.Generator) -> State:
         """A random start for every row, whatever the model was trained with.
 
-        Normal numbers cut at two standard deviations, of standard deviation `scale`, drawn in float32 row by row in the order z_H, z_L, so that
-        float32 and float64 models share their starts, and the first rows of a larger draw are a smaller draw.
+        Normal numbers cut at two standard deviations, of standard deviation `scale`, drawn in float32 for all rows at once, so that float32 and float64 models share their
+        starts. The numbers of a row depend on how many rows are drawn.
         """
         x = drive["x"]
         draw = torch.empty(x.shape[0], 2, *x.shape[1:], device=generator.device, dtype=torch.float32)

@@ -13,6 +13,7 @@ from attractorlab.plots.theme import (
     SEQUENTIAL,
     Style,
     add_band,
+    add_line,
     array,
     counted,
     finish,
@@ -60,7 +61,7 @@ def scaling(grid: ScalingGrid) -> go.Figure:
         for b, colour in enumerate(shade(len(breadth))):
             name = counted(int(breadth[b]), "start")
             add_band(fig, x=depth, low=low[:, b, s], high=high[:, b, s], colour=colour, group=name, row=s + 1, col=2)
-            _line(fig, depth, accuracy[:, b, s], style=Style(colour, "circle", "solid"), name=name, legend=s == 0, row=s + 1, col=2)
+            add_line(fig, depth, accuracy[:, b, s], style=Style(colour, "circle", "solid"), name=name, legend=s == 0, row=s + 1, col=2)
         fig.update_xaxes(title=f"depth (ticks, clock: {plain(grid.clock)})", type="category", showgrid=False, row=s + 1, col=1)
         fig.update_yaxes(title="breadth (starts)", type="category", showgrid=False, row=s + 1, col=1)
         fig.update_xaxes(title=f"depth (ticks, clock: {plain(grid.clock)})", **_scale(depth), row=s + 1, col=2)
@@ -99,12 +100,12 @@ def scaling_lines(grids: Mapping[str, ScalingGrid]) -> go.Figure:
         few, deep = int(breadth.argmin()), int(depth.argmax())
         style, word = look[name], plain(name)
         add_band(fig, x=depth, low=low[:, few, 0], high=high[:, few, 0], colour=style.colour, group=word, row=1, col=1)
-        _line(fig, depth, accuracy[:, few, 0], style=style, name=word, legend=True, row=1, col=1)
+        add_line(fig, depth, accuracy[:, few, 0], style=style, name=word, legend=True, row=1, col=1)
         for s, selector in enumerate(grid.selectors if len(breadth) > 1 else grid.selectors[:1]):
             if s == 0:
                 add_band(fig, x=breadth, low=low[deep, :, 0], high=high[deep, :, 0], colour=style.colour, group=word, row=1, col=2)
             dashed = Style(style.colour, style.symbol, _DASHES[s % len(_DASHES)])
-            _line(
+            add_line(
                 fig, breadth, accuracy[deep, :, s], style=dashed, name=f"{word}, {plain(selector)}", legend=False, row=1, col=2, group=word
             )
     depths, breadths = (
@@ -137,39 +138,11 @@ def probe(fit: ProbeFit) -> go.Figure:
         return nothing(title, reason="no score was computed", facts=facts)
     fig = go.Figure()
     add_band(fig, x=ticks, low=array(fit.low), high=array(fit.high), colour=BLUE, group="probe")
-    _line(fig, ticks, score, style=Style(BLUE, "circle", "solid"), name="probe", legend=True, hover="tick %{x}: score %{y:.3f}")
-    _line(fig, ticks, control, style=Style(GREY, "square", "dash"), name="control task", legend=True, hover="tick %{x}: control %{y:.3f}")
+    add_line(fig, ticks, score, style=Style(BLUE, "circle", "solid"), name="probe", legend=True, hover="tick %{x}: score %{y:.3f}")
+    add_line(fig, ticks, control, style=Style(GREY, "square", "dash"), name="control task", legend=True, hover="tick %{x}: control %{y:.3f}")
     fig.update_xaxes(title=f"tick (clock: {plain(fit.clock)})")
     fig.update_yaxes(title="held-out score (0 to 1)", range=[-0.03, 1.03] if np.nanmin(np.concatenate([score, control])) >= 0 else None)
     return finish(fig, title=title, facts=facts)
-
-
-def _line(
-    fig: go.Figure,
-    x: NDArray[Any],
-    y: NDArray[Any],
-    *,
-    style: Style,
-    name: str,
-    legend: bool,
-    group: str = "",
-    hover: str = "%{x}: %{y:.1%}",
-    **where: int,
-) -> None:
-    fig.add_trace(
-        go.Scatter(
-            x=x,
-            y=y,
-            mode="lines+markers",
-            name=name,
-            legendgroup=group or name,
-            showlegend=legend,
-            line=dict(color=style.colour, width=2.2, dash=style.dash),
-            marker=dict(symbol=style.symbol, size=7, color=style.colour),
-            hovertemplate=hover + "<extra>%{fullData.name}</extra>",
-        ),
-        **where,
-    )
 
 
 def _facts(grid: ScalingGrid) -> list[str]:

@@ -3,7 +3,22 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from attractorlab.plots.theme import GREY, Style, add_band, add_level, array, counted, finish, nothing, panels, plain, shade, source, styles
+from attractorlab.plots.theme import (
+    GREY,
+    Style,
+    add_band,
+    add_level,
+    add_line,
+    array,
+    counted,
+    finish,
+    nothing,
+    panels,
+    plain,
+    shade,
+    source,
+    styles,
+)
 from attractorlab.types import Foresight, ScalingGrid, SolveTimes
 
 
@@ -39,22 +54,8 @@ def frontier(grid: ScalingGrid, elastic: ScalingGrid | None = None) -> go.Figure
             style, word = look[selector], plain(selector)
             x = spent[order]
             add_band(fig, x=x[best], low=low[best], high=high[best], colour=style.colour, group=word, row=1, col=col)
-            fig.add_trace(
-                go.Scatter(
-                    x=x[best],
-                    y=accuracy[best],
-                    mode="lines+markers",
-                    name=word,
-                    legendgroup=word,
-                    showlegend=col == 1,
-                    line=dict(color=style.colour, width=2.2, dash=style.dash),
-                    marker=dict(symbol=style.symbol, size=7, color=style.colour),
-                    customdata=np.stack([low[best], high[best]], -1),
-                    hovertemplate="%{x:.4~g} ticks: %{y:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]<extra>%{fullData.name}</extra>",
-                ),
-                row=1,
-                col=col,
-            )
+            hover = "%{x:.4~g} ticks: %{y:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]"
+            add_line(fig, x[best], accuracy[best], style=style, name=word, legend=col == 1, hover=hover, more=np.stack([low[best], high[best]], -1), row=1, col=col)
             fig.add_trace(
                 go.Scatter(x=x, y=accuracy, mode="markers", showlegend=False, legendgroup=word, marker=dict(symbol=style.symbol, size=4, color=style.colour, opacity=0.35), hoverinfo="skip"),
                 row=1,
@@ -79,22 +80,8 @@ def foresight(told: Foresight) -> go.Figure:
         for s, score in enumerate(told.scores):
             style, word = look[score], plain(score)
             add_band(fig, x=ticks, low=array(low[:, s]), high=array(high[:, s]), colour=style.colour, group=word, row=1, col=col)
-            fig.add_trace(
-                go.Scatter(
-                    x=ticks,
-                    y=array(value[:, s]),
-                    mode="lines+markers",
-                    name=word,
-                    legendgroup=word,
-                    showlegend=col == 1,
-                    line=dict(color=style.colour, width=2.2, dash=style.dash),
-                    marker=dict(symbol=style.symbol, size=7, color=style.colour),
-                    customdata=np.stack([array(told.unsolved), array(told.later)], -1),
-                    hovertemplate="tick %{x}: %{y:.3f}" + ("" if col == 1 else "<br>%{customdata[0]:,} not solved yet, %{customdata[1]:,} of them later") + "<extra>%{fullData.name}</extra>",
-                ),
-                row=1,
-                col=col,
-            )
+            hover = "tick %{x}: %{y:.3f}" + ("" if col == 1 else "<br>%{customdata[0]:,} not solved yet, %{customdata[1]:,} of them later")
+            add_line(fig, ticks, array(value[:, s]), style=style, name=word, legend=col == 1, hover=hover, more=np.stack([array(told.unsolved), array(told.later)], -1), row=1, col=col)
         add_level(fig, x=[float(ticks.min()), float(ticks.max())], y=0.5, name="no better than chance" if col == 1 else "", row=1, col=col)
     fig.data[-1].showlegend = False
     fig.update_xaxes(title=f"tick at which it is read (clock: {plain(told.clock)})", type="log")

@@ -208,6 +208,38 @@ def faded(colour: str, alpha: float) -> str:
     return colour.replace("rgb(", "rgba(").replace(")", f",{alpha:g})")
 
 
+def add_line(
+    fig: go.Figure,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    *,
+    style: Style,
+    name: str,
+    legend: bool,
+    group: str = "",
+    hover: str = "%{x}: %{y:.1%}",
+    markers: bool = True,
+    more: NDArray[Any] | None = None,
+    **where: int,
+) -> None:
+    """A curve in the style of its group; `more` are the numbers that `hover` calls customdata."""
+    fig.add_trace(
+        go.Scatter(
+            x=x,
+            y=y,
+            mode="lines+markers" if markers else "lines",
+            name=name,
+            legendgroup=group or name,
+            showlegend=legend,
+            line=dict(color=style.colour, width=2.2, dash=style.dash),
+            marker=dict(symbol=style.symbol, size=7, color=style.colour),
+            customdata=more,
+            hovertemplate=hover + "<extra>%{fullData.name}</extra>",
+        ),
+        **where,
+    )
+
+
 def add_band(fig: go.Figure, *, x: NDArray[Any], low: NDArray[Any], high: NDArray[Any], colour: str, group: str, **where: int) -> None:
     """A shaded band between two curves, without its own legend entry."""
     kept = np.isfinite(low) & np.isfinite(high)

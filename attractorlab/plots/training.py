@@ -1,14 +1,13 @@
 """Pictures of trainings: loss, accuracy and throughput over the segments."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import torch
 from numpy.typing import NDArray
 
-from attractorlab.plots.theme import Style, add_band, array, finish, nothing, panels, plain, styles
+from attractorlab.plots.theme import add_band, add_line, array, finish, nothing, panels, plain, styles
 from attractorlab.statistics import wilson
 
 PANELS = ("loss", "solved when halted (training)", "solved (validation)", "puzzle-segments per second")
@@ -33,13 +32,13 @@ def training(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
     look = styles(shown)
     for name, lines in shown.items():
         for k, key in enumerate(_KEYS):
-            where = dict(row=1 + k // 2, col=1 + k % 2)
+            row, col = 1 + k // 2, 1 + k % 2
             x, y = (_read(lines, one, key) for one in ("segment", key))
             if key == "validation" and len(x):
                 n = _read(lines, "validation_puzzles", key)
                 low, high = wilson(torch.from_numpy(y * n), torch.from_numpy(n), level=LEVEL)
-                add_band(fig, x=x, low=array(low), high=array(high), colour=look[name].colour, group=plain(name), **where)
-            _line(fig, x, y, style=look[name], name=plain(name), legend=k == 0, markers=len(x) < 60, **where)
+                add_band(fig, x=x, low=array(low), high=array(high), colour=look[name].colour, group=plain(name), row=row, col=col)
+            add_line(fig, x, y, style=look[name], name=plain(name), legend=k == 0, hover="segment %{x}: %{y:.4~g}", markers=len(x) < 60, row=row, col=col)
     fig.update_xaxes(title="segment", row=2)
     fig.update_yaxes(type="log", row=1, col=1)
     for where in (dict(row=1, col=2), dict(row=2, col=1)):
@@ -53,20 +52,3 @@ def training(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
 def _read(lines: Sequence[Mapping[str, float]], key: str, wanted: str) -> NDArray[np.float64]:
     """`key` of the lines that have `wanted`."""
     return np.array([line[key] for line in lines if wanted in line], dtype=np.float64)
-
-
-def _line(fig: go.Figure, x: NDArray[Any], y: NDArray[Any], *, style: Style, name: str, legend: bool, markers: bool, **where: int) -> None:
-    fig.add_trace(
-        go.Scatter(
-            x=x,
-            y=y,
-            mode="lines+markers" if markers else "lines",
-            name=name,
-            legendgroup=name,
-            showlegend=legend,
-            line=dict(color=style.colour, width=2, dash=style.dash),
-            marker=dict(symbol=style.symbol, size=6, color=style.colour),
-            hovertemplate="segment %{x}: %{y:.4~g}<extra>%{fullData.name}</extra>",
-        ),
-        **where,
-    )

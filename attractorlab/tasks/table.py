@@ -26,6 +26,7 @@ class Kind:
         name: "sudoku" or "maze".
         sides: The sides it has.
         usual: The side that is meant if none is named.
+        few_up_to: The largest side with so few puzzles up to symmetry that any pool holds most of them.
         colours: Token ids for a side, padding included.
         blank: The id of a cell that is asked for.
         givens: Lowest and highest id of a question, for a side.
@@ -41,6 +42,7 @@ class Kind:
     name: str
     sides: range | tuple[int, ...]
     usual: int
+    few_up_to: int
     colours: Callable[[int], int]
     blank: int
     givens: Callable[[int], tuple[int, int]]
@@ -94,7 +96,7 @@ class Task:
     @property
     def unseen(self) -> bool:
         """Whether there are so many puzzles up to symmetry that a test puzzle can be one that training has not met."""
-        return self.side > (4 if self.kind is SUDOKU else 7)
+        return self.side > self.kind.few_up_to
 
     def from_text(self, lines: str | Sequence[str]) -> Int[Tensor, "row site"]:
         """Token ids of boards written as text, one a line.
@@ -114,6 +116,7 @@ SUDOKU = Kind(
     name="sudoku",
     sides=(4, 6, 9),
     usual=9,
+    few_up_to=4,
     colours=lambda side: side + 2,
     blank=sudoku.BLANK,
     givens=lambda side: (sudoku.BLANK, side + 1),
@@ -139,6 +142,7 @@ MAZE = Kind(
     name="maze",
     sides=range(maze.SMALLEST, maze.LARGEST + 1),
     usual=30,
+    few_up_to=7,
     colours=lambda side: maze.PATH + 1,
     blank=maze.SPACE,
     givens=lambda side: (maze.WALL, maze.GOAL),

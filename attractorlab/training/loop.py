@@ -303,10 +303,9 @@ def train(trainer: Trainer, folder: str | os.PathLike[str], *, name: str, comman
             with open(place / "log.jsonl", "a") as file:
                 file.write(json.dumps(progress) + "\n")
             report(progress)
-        if ends:
+        if ends and trainer.segment < trainer.config.segments:
             keep()
-    if not trainer.segment < trainer.config.segments:
-        keep()
+    keep()
     return place / "model.safetensors"
 
 
