@@ -1,7 +1,9 @@
 """Times spectra against the products they are made of, and against ARPACK point by point, and one point of a large state. Prints JSON.
 
 Two cases of side-9 sudoku: the bundled model, and one of width 128 with fresh weights, drawn with seed 0, whose blocks are halved and whose token vectors are eight times longer, so that its starts come to rest. All states are
-polished to fixed points in float64. `own products` is the time of the same number of recorded products, of J and of its transpose, with the same batch of points, measured on a few of each. ARPACK (`scipy.sparse.linalg.eigs`,
+polished to fixed points in float64. `own products` is the time that their number of recorded products of a whole batch of points takes, of J and of its transpose: as those of the run took on the mean
+(within), and measured alone on a few before and after each batch (apart), where a machine that slows down under steady work is met at another speed. Records, products of fewer points and all else
+is what the wall time has besides. ARPACK (`scipy.sparse.linalg.eigs`,
 default `ncv`) finds right vectors only, point by point, with its tolerance set to the largest defect that was reached here; its product is timed in forward mode, as a user
 would write it, and from the same record. The large state is a diagonal of 100,000 numbers between two reflections, in a process of its own whose memory is watched.
 """
@@ -23,13 +25,14 @@ from scipy.sparse.linalg import LinearOperator, eigs
 import attractorlab as al
 from attractorlab.dynamics import krylov_schur
 from attractorlab.dynamics.krylov import Jacobian, blocks_of_rows
+from attractorlab.dynamics.records import Record
 from attractorlab.maps import LatentMap
 from attractorlab.models.eqr import EqR
 
 MODES = 8
 THREADS = int(sys.argv[1]) if len(sys.argv) > 1 else 2  # `python benchmarks/spectra.py 1` where other work shares the cores: two threads then wait for each other
 POINTS, TRAINED, EIGS_POINTS, FORWARD_POINTS = 32, 8, 3, 1
-SAMPLE = 6  # products by which the cost of one is measured
+SAMPLE = 7  # products by which the cost of one is measured, each time
 SHRINK, STRETCH = 0.5, 8.0  # of the weights of the blocks, and of the token vectors: fresh ones as they are drawn wander
 LARGE = 100_000
 
@@ -80,10 +83,12 @@ def compared(f: LatentMap, z: al.State) -> dict[str, Any]:
     """Our time over that of its own products, and ARPACK's products and time over ours."""
     n, dim, few = al.trees.rows(z), al.trees.size(z), min(EIGS_POINTS, al.trees.rows(z))
     al.spectrum(f.take([0]), al.trees.take(z, slice(0, 1)), k=1)  # warm
-    counts = {False: 0, True: 0}
-    ours, spectrum = timed(lambda: counted(lambda: al.spectrum(f, z, k=MODES, method=al.by_krylov_schur), counts))
-    own = sum(count * cost(f, z, transposed=transposed) for transposed, count in counts.items())
+    parts = [batch(f.take(part), al.trees.take(z, part)) for part in chunks_of(f, z)]
+    ours, spectra = sum(seconds for seconds, _, _ in parts), [found for _, _, found in parts]
+    own = {way: sum(products[way] for _, products, _ in parts) for way in parts[0][1]}
+    spectrum = spectra[0]
     mine, right_time = right_alone(f.take(range(few)), al.trees.take(z, slice(0, few)))
+    assert few <= len(spectrum.defect)
     theirs = [
         arpack(f.take([i]), al.trees.take(z, slice(i, i + 1)), float(spectrum.defect[i].max()), forward=i < FORWARD_POINTS) for i in range(few)
     ]
@@ -94,8 +99,9 @@ def compared(f: LatentMap, z: al.State) -> dict[str, Any]:
         "dimensions": dim,
         "points": n,
         "points given to ARPACK": {"recorded product": few, "forward mode": min(FORWARD_POINTS, few)},
-        "wall / own products": round(ours / own, 3),
-        "products a point, right and left": spectrum.products / n,
+        "wall / own products, timed within": round(ours / own["within"], 3),
+        "wall / own products, timed apart": round(ours / own["apart"], 3),
+        "products a point, right and left": sum(one.products for one in spectra) / n,
         "products a point, right alone": {"here": mine, "ARPACK": [one["products"] for one in theirs]},
         "most right products here / ARPACK": round(max(a / b["products"] for a, b in zip(mine, theirs, strict=True)), 3),
         "largest defect": {"here": [float(f"{one:.1e}") for one in spectrum.defect[:few].amax(1).tolist()], "ARPACK": [one["defect"] for one in theirs]},
@@ -105,37 +111,54 @@ def compared(f: LatentMap, z: al.State) -> dict[str, Any]:
         "ARPACK in forward mode / here right alone": round(forward / right_time, 2),
         "ARPACK with recorded products / here right and left": round(recorded * n / ours, 2),
         "ARPACK with recorded products / here right alone": round(recorded / right_time, 2),
-        "verdicts": sorted(set(spectrum.verdict)),
-        "radius, median": round(float(spectrum.radius.median()), 4),
+        "verdicts": sorted({word for one in spectra for word in one.verdict}),
+        "radius, median": round(float(torch.cat([one.radius for one in spectra]).median()), 4),
     }
 
 
-def counted(run: Callable[[], Any], counts: dict[bool, int]) -> Any:
-    """The result of a run; `counts` then holds its products, with J and with its transpose."""
-    made: list[Jacobian] = []
-    plain = Jacobian.__init__
+def batch(f: LatentMap, z: al.State) -> tuple[float, dict[str, float], al.Spectrum]:
+    """Seconds of the spectra of a batch of points and of their own products, timed within and apart, and the spectra."""
+    before = [cost(f, z, transposed=transposed) for transposed in (False, True)]
+    seconds, (found, counts, within) = timed(lambda: watched(f, z))
+    after = [cost(f, z, transposed=transposed) for transposed in (False, True)]
+    apart = sum(count * (a + b) / 2 for count, a, b in zip(counts, before, after, strict=True))
+    return seconds, {"within": sum(count * one for count, one in zip(counts, within, strict=True)), "apart": apart}, found
 
-    def watched(self: Jacobian, *args: Any, **options: Any) -> None:
+
+def watched(f: LatentMap, z: al.State) -> tuple[al.Spectrum, list[int], list[float]]:
+    """The spectra, and of J and its transpose: the products that were made, and the mean seconds a point of those that took all points at once from a ready record."""
+    jacobians: list[Jacobian] = []
+    taken: dict[bool, list[float]] = {False: [], True: []}
+    plain, plain_call = Jacobian.__init__, Record.__call__
+
+    def begin(self: Jacobian, *args: Any, **options: Any) -> None:
         plain(self, *args, **options)
-        made.append(self)
+        jacobians.append(self)
 
-    Jacobian.__init__ = watched  # type: ignore[method-assign]
-    result = run()
-    Jacobian.__init__ = plain  # type: ignore[method-assign]
-    for one in made:
-        counts[one.transposed] += one.products
-    return result
+    def call(self: Record, v: torch.Tensor, at: torch.Tensor) -> torch.Tensor | None:
+        ready = self.made
+        seconds, product = timed(lambda: plain_call(self, v, at))
+        if self.made is ready and len(at) == al.trees.rows(z):
+            taken[self.transposed].append(seconds / len(at))
+        return product
+
+    Jacobian.__init__, Record.__call__ = begin, call  # type: ignore[method-assign]
+    try:
+        found = al.spectrum(f, z, k=MODES, method=al.by_krylov_schur)
+    finally:
+        Jacobian.__init__, Record.__call__ = plain, plain_call  # type: ignore[method-assign]
+    counts = [sum(one.products for one in jacobians if one.transposed is transposed) for transposed in (False, True)]
+    return found, counts, [statistics.mean(one) for one in taken.values()]
 
 
 def cost(f: LatentMap, z: al.State, *, transposed: bool) -> float:
-    """Seconds of one recorded product, in the chunks of points that are worked on at a time."""
-    total, dim = 0.0, al.trees.size(z)
-    for part in chunks_of(f, z):
-        product, at = Jacobian(f, z, transposed=transposed).at(part), torch.arange(len(part))
-        v = torch.randn(len(part), dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        product(v, at)
-        total += statistics.median(timed(lambda product=product, v=v, at=at: product(v, at))[0] for _ in range(SAMPLE))
-    return total / al.trees.rows(z)
+    """Seconds a point of one recorded product of all points at once."""
+    n = al.trees.rows(z)
+    everyone = torch.arange(n)
+    product = Jacobian(f, z, transposed=transposed).at(everyone)
+    v = torch.randn(n, al.trees.size(z), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    product(v, everyone)
+    return statistics.median(timed(lambda: product(v, everyone))[0] for _ in range(SAMPLE)) / n
 
 
 def right_alone(f: LatentMap, z: al.State) -> tuple[list[int], float]:
@@ -153,7 +176,7 @@ def right_alone(f: LatentMap, z: al.State) -> tuple[list[int], float]:
 def chunks_of(f: LatentMap, z: al.State) -> list[torch.Tensor]:
     """The points in the chunks that are worked on at a time."""
     largest, kept = krylov_schur._sizes(MODES, al.trees.size(z))
-    return blocks_of_rows(f, z, vectors=largest + 2 * kept)
+    return blocks_of_rows(f, z, vectors=largest + 2 * kept + 3 * krylov_schur.WIDEST)
 
 
 def arpack(f: LatentMap, z: al.State, defect: float, *, forward: bool) -> dict[str, Any]:
