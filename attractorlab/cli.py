@@ -289,7 +289,3 @@ def _baseline(asked: str, reasoner: "AbstractRecursion") -> str:
 def _fail(message: str, code: int) -> int:
     typer.echo(f"attractorlab: {message}", err=True)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_is_told_and_leaves_a_readable_run(capsys, tmp_path
 
 def test_ctrl_c_in_the_middle_leaves_a_readable_run_that_the_same_command_completes(tmp_path):
     out = tmp_path / "run"
-    argv = [sys.executable, "-m", "attractorlab.cli", "record", "eqr-sudoku-4", "--rows", "48", "--starts", "16", "--ticks", "64", "--threads", "1", "--out", str(out)]
+    argv = [sys.executable, "-m", "attractorlab", "record", "eqr-sudoku-4", "--rows", "48", "--starts", "16", "--ticks", "64", "--threads", "1", "--out", str(out)]
     # A shell that runs the tests in the background makes its children deaf to Ctrl-C.
     listening = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=listening)

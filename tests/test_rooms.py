@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "cli_analysis": "errors types store models dynamics sweep report cli_tools cli_tables",
     "cli_training": "errors training plots cli_tools",
     "cli_scale": "errors types statistics store tasks models dynamics sweep report cli_tools cli_tables",
+    "__main__": "cli",
     "cli": "errors types statistics store tasks models training dynamics sweep report doctor probes cli_tools cli_analysis cli_scale cli_training",
 }
 FRONT_DOOR = "cli"  # may say `import attractorlab as al`, as a user does

@@ -80,7 +80,7 @@ def curve(folder):
 
 
 def test_a_training_that_is_killed_at_any_moment_goes_on_to_the_same_curve_and_the_same_weights(tmp_path):
-    command = ["-m", "attractorlab.cli", *TINY, "--out"]
+    command = ["-m", "attractorlab", *TINY, "--out"]
     whole = run(*command, str(tmp_path / "whole"))
     parts = tmp_path / "parts"
     going = run(*command, str(parts))
@@ -100,7 +100,7 @@ def test_a_training_that_is_killed_at_any_moment_goes_on_to_the_same_curve_and_t
 def test_two_processes_share_the_slots_and_stay_of_one_mind(tmp_path):
     def torchrun(folder, segments, *more):
         words = [word.replace("segments=24", f"segments={segments}") for word in TINY]
-        return run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "attractorlab.cli", *words, "--out", str(folder), *more, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "attractorlab", *words, "--out", str(folder), *more, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     finished(torchrun(tmp_path, 12))
     state = newest(tmp_path / "state")
