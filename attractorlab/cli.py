@@ -59,12 +59,12 @@ Baseline = Annotated[str, typer.Option(help='A model to compare with, "none", or
 
 @app.command()
 def report(
-    model: Model = "eqr-sudoku-6",
+    model: Model = "eqr-sudoku-9",
     task: TaskName = "",
     data: Data = "",
     split: Split = "test",
     rows: Rows = 48,
-    starts: Starts = 16,
+    starts: Starts = 8,
     ticks: Ticks = 64,
     tol: Tol = 1e-4,
     level: Level = 0.95,
@@ -95,12 +95,12 @@ def report(
 @app.command()
 def record(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    model: Model = "eqr-sudoku-6",
+    model: Model = "eqr-sudoku-9",
     task: TaskName = "",
     data: Data = "",
     split: Split = "test",
     rows: Rows = 48,
-    starts: Starts = 16,
+    starts: Starts = 8,
     ticks: Ticks = 64,
     tol: Tol = 1e-4,
     level: Level = 0.95,

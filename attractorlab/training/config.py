@@ -104,12 +104,12 @@ PRESETS: Mapping[str, TrainConfig] = {
     "trm-sudoku-9": TrainConfig(
         "sudoku-9", width=96, segments=8000, decay=1500, puzzles=40000, reveal=0.5, precision="bfloat16", engine="compiled", start="fixed", damping=0.0, noise=0.0
     ),
-    "feedforward-sudoku-9": TrainConfig("sudoku-9", model="feedforward", width=96, segments=5333, decay=1000, puzzles=40000, reveal=0.5, precision="bfloat16"),
+    "feedforward-sudoku-9": TrainConfig("sudoku-9", model="feedforward", width=96, segments=5333, decay=1000, puzzles=40000, reveal=0.5, precision="bfloat16", engine="compiled"),
     "eqr-sudoku-extreme": TrainConfig(
         "sudoku-9", width=512, blocks=2, heads=8, H_cycles=3, L_cycles=6, segments=50_000, batch=768, lr=1e-4, warmup=2000, weight_decay=1.0, precision="bfloat16"
     ),
-    "eqr-maze-11": TrainConfig("maze-11", blocks=1, heads=2, batch=64, segments=5000, decay=1000, precision="bfloat16"),
-    "eqr-maze-11-attention": TrainConfig("maze-11", blocks=1, heads=2, batch=64, segments=5000, decay=1000, precision="bfloat16", mixer="attention"),
+    "eqr-maze-11": TrainConfig("maze-11", blocks=1, heads=2, batch=64, segments=5000, decay=1000, precision="bfloat16", engine="compiled"),
+    "eqr-maze-11-attention": TrainConfig("maze-11", blocks=1, heads=2, batch=64, segments=5000, decay=1000, precision="bfloat16", engine="compiled", mixer="attention"),
     "eqr-maze-30": TrainConfig(
         "maze-30", width=128, blocks=1, mixer="attention", heads=8, H_cycles=3, L_cycles=4, segments=100_000, batch=768, lr=1e-4, warmup=2000, weight_decay=1.0, puzzles=1000,
         precision="bfloat16",

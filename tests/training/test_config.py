@@ -23,7 +23,7 @@ def test_presets_are_read_back_from_json_and_give_a_model(name):
         ("eqr-sudoku-6", "trm-sudoku-6", {"start", "damping", "noise"}),
         ("eqr-sudoku-9", "trm-sudoku-9", {"start", "damping", "noise", "engine"}),
         ("eqr-maze-11", "eqr-maze-11-attention", {"mixer"}),
-        ("eqr-sudoku-9", "feedforward-sudoku-9", {"model", "segments", "decay"}),
+        ("eqr-sudoku-9", "feedforward-sudoku-9", {"model", "segments", "decay", "engine"}),
     ],
 )
 def test_a_baseline_differs_from_its_partner_in_what_it_is_about_alone(ours, theirs, differ):
