@@ -38,9 +38,11 @@ def train(
     settings = read_config(config, {key: value for key, _, value in pairs})
     state = out / "state"
     if (newest(state) or (out / "model.safetensors").exists()) and not resume:
-        raise ValueError(f"`train` found a training in {out}. A folder holds one training. Add --resume to go on with it, or choose another --out.")
+        remedy = "Add --resume to go on with it, or choose" if newest(state) else "Its state is gone, so choose"
+        raise ValueError(f"`train` found a training in {out}. A folder holds one training. {remedy} another --out.")
     if resume and not newest(state):
-        raise ValueError(f"`train` found no state in {state} to resume. A training is resumed from its state. Leave out --resume to begin it.")
+        remedy = "Choose another --out to begin it again" if (out / "model.safetensors").exists() else "Leave out --resume to begin it"
+        raise ValueError(f"`train` found no state in {state} to resume. A training is resumed from its state. {remedy}.")
     ranks, device = processes.join(device)
     if not resume and ranks.rank == 0:
         typer.echo(f"{config}: preparing the puzzles", err=True)
@@ -51,7 +53,8 @@ def train(
         bar(trainer.segment, "")
 
         def show(p: dict[str, float | int]) -> None:
-            bar(int(p["segment"]), f"loss {p['loss']:.4f}, exact {100 * p['exact']:.1f} %, {p['seconds_left'] / 60:.1f} min left")
+            exact = f"exact {100 * p['exact']:.1f} %, " if "exact" in p else ""  # where a puzzle ended
+            bar(int(p["segment"]), f"loss {p['loss']:.4f}, {exact}{p['seconds_left'] / 60:.1f} min left")
 
         path = run_training(trainer, out, name=config, command=command_line(), save_every=save_every, report=show)
     processes.part()
@@ -75,7 +78,11 @@ def curves(
         raise ValueError(f"`curves` got --out {out}. It writes one page. Use a name that ends in .html.")
     if out.parent != Path():
         must_be_folder(out.parent)
-    names = [folder.name if [one.name for one in folders].count(folder.name) == 1 else str(folder) for folder in folders]
+    known = [folder.resolve() for folder in folders]
+    twice = [str(folder) for folder in folders if known.count(folder.resolve()) > 1]
+    if twice:
+        raise ValueError(f"`curves` got {twice[0]} twice. Trainings are drawn beside each other, each once. Leave one out.")
+    names = [one.name if [other.name for other in known].count(one.name) == 1 else str(folder) for one, folder in zip(known, folders, strict=True)]
     logs = {name: _log(folder) for name, folder in zip(names, folders, strict=True)}
     figure = plots.training(logs)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +104,8 @@ def _log(folder: Path) -> list[dict[str, float]]:
         try:
             one = json.loads(line)
             found.append({key: float(value) for key, value in {**one, "segment": one["segment"], "loss": one["loss"]}.items()})
-        except (ValueError, TypeError, AttributeError, KeyError):
-            raise BadData(f"{path} is no log of a training in line {number}. Each line is one object of numbers, with segment and loss. Remove the line, or train anew.") from None
+            if "validation" in one and not (one["validation_puzzles"] >= 1 and 0 <= one["validation"] <= 1):
+                raise ValueError
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
+            raise BadData(f"{path} is no log of a training in line {number}. Each line is one object of numbers, with segment and loss, and a share where something was validated. Remove the line, or train anew.") from None
     return found

@@ -189,7 +189,8 @@ def test_train_writes_resumes_and_refuses_a_second_training(capsys, tmp_path):
     fails(capsys, 2, "--resume", argv=[*tiny, "--out", out])
     assert main([*tiny, "--out", out, "--resume"]) == 0
     shutil.rmtree(tmp_path / "made" / "state")
-    fails(capsys, 2, "found a training in", argv=[*tiny, "--out", out])  # its model is not written over
+    fails(capsys, 2, "Its state is gone, so choose another --out", argv=[*tiny, "--out", out])  # its model is not written over
+    fails(capsys, 2, "Choose another --out to begin it again", argv=[*tiny, "--out", out, "--resume"])
     assert main(["inspect", out, "--json"]) == 0
 
 
@@ -208,6 +209,10 @@ def test_curves_draws_trainings_beside_each_other_and_says_where_a_log_is_wrong(
     assert list(drawn["a"].x) == [60.0] and list(drawn["a"].y) == [0.25]
     (tmp_path / "a" / "log.jsonl").write_text('{"segment": 20, "loss": "high"}\n')
     fails(capsys, 4, "is no log of a training in line 1", argv=["curves", str(tmp_path / "a"), "--out", str(page)])
+    for spoiled in ('{"segment": 20, "loss": 1, "validation": 0.5}', '{"segment": 20, "loss": 1, "validation": 1.5, "validation_puzzles": 10}', f'{{"segment": 20, "loss": 1{"0" * 400}}}', "[" * 100_000):
+        (tmp_path / "a" / "log.jsonl").write_text(json.dumps(lines[0]) + f"\n{spoiled}\n")
+        fails(capsys, 4, "is no log of a training in line 2", argv=["curves", str(tmp_path / "a"), "--out", str(page)])
+    fails(capsys, 2, "twice. Trainings are drawn beside each other, each once", argv=["curves", str(tmp_path / "b"), f"{tmp_path}/a/../b", "--out", str(page)])
     fails(capsys, 2, "found no log.jsonl in", argv=["curves", str(tmp_path), "--out", str(page)])
     fails(capsys, 2, "ends in .html", argv=["curves", str(tmp_path / "b"), "--out", str(tmp_path)])
 

@@ -37,19 +37,26 @@ def board_ids(
     sites = side * side
     if isinstance(ids, Sequence):
         for row, board in enumerate(ids):
+            if not isinstance(board, (Sequence, np.ndarray, Tensor)) or isinstance(board, str) or not np.ndim(board):
+                raise DataError(
+                    f"`from_tokens` got {str(board)[:40]!r} as row {row}. A row is a board, a list of {sites} token ids. "
+                    "Put one board into a list of its own, and read text with `task_of(...).from_text`."
+                )
             if len(board) != sites:
                 raise DataError(
                     f"`from_tokens` got a board of {len(board)} ids in row {row}. "
                     f"In {task} a board has {sites}, row by row. "
                     "Correct the row, or pass another `task`."
                 )
-    given = ids.clone() if isinstance(ids, Tensor) else torch.tensor(np.asarray(ids))
-    if given.dim() != 2 or given.shape[1] != sites or given.is_floating_point():
+    found = ids if isinstance(ids, Tensor) else np.asarray(ids)
+    numbers = found.dtype.kind in "iu" if isinstance(found, np.ndarray) else not found.is_floating_point() and not found.is_complex() and found.dtype != torch.bool
+    if found.ndim != 2 or found.shape[1] != sites or not numbers:
         raise DataError(
-            f"`from_tokens` got ids of shape {tuple(given.shape)} and type {given.dtype} for {task}. "
+            f"`from_tokens` got ids of shape {tuple(found.shape)} and type {found.dtype} for {task}. "
             f"Ids are integers of shape [row {sites}]. "
             "Pass a board to a row, or another `task`."
         )
+    given = found.clone() if isinstance(found, Tensor) else torch.tensor(found)
     tokens = given.long()
     wrong = ((tokens < lowest) | (tokens > highest)).nonzero()
     if len(wrong):

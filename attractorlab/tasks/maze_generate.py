@@ -54,8 +54,8 @@ def generate_mazes(side: int, count: int, *, seed: int, steps: tuple[int, int] |
         )
     if steps is not None and not 1 <= steps[0] <= steps[1]:
         raise ValueError(f"`generate_mazes` got steps={steps}. They are the fewest and the most, at least 1. Use `steps=(20, 30)`, for example.")
-    least, most = steps or PUBLISHED.get(side, (0, 0))
     sites = side * side
+    least, most = (min(number, sites + 1) for number in steps or PUBLISHED.get(side, (0, 0)))  # no path has so many
     boards, solutions = np.zeros((count, sites), np.int8), np.zeros((count, sites), np.int8)
     counts, lengths = np.zeros(count, np.int64), np.zeros(count, np.int64)
     for first in range(0, count, _CHUNK):
@@ -63,10 +63,10 @@ def generate_mazes(side: int, count: int, *, seed: int, steps: tuple[int, int] |
         made = maze_kernels.make_mazes(np.uint64(seed), first, side, least, most, boards[part], solutions[part], counts[part], lengths[part])
         if made < len(boards[part]):
             raise ValueError(
-                f"`generate_mazes` found no path of {least} to {most} steps in {ATTEMPTS} mazes of side {side}. "
+                f"`generate_mazes` found no path of {steps[0] if steps else least} to {steps[1] if steps else most} steps in {ATTEMPTS} mazes of side {side}. "
                 "Cells are an even number of steps apart, and few mazes have paths far longer than usual. Lower or widen `steps`, or leave it out."
             )
-    name = f"maze-{side}" if steps is None else f"maze-{side}/steps{least}-{most}"
+    name = f"maze-{side}" if steps is None else f"maze-{side}/steps{steps[0]}-{steps[1]}"
     return Instance(
         inputs=torch.from_numpy(boards.astype(np.int64)),
         targets=torch.from_numpy(solutions.astype(np.int64)),

@@ -10,7 +10,7 @@ from attractorlab.tasks.symmetry import Symmetries, twins
 from attractorlab.types import Instance
 
 
-def moves(side: int) -> Int[Tensor, "move site"]:
+def moves(side: int, *, device: torch.device | str = "cpu") -> Int[Tensor, "move site"]:
     """The eight moves of a square board as sites: site s of the image shows site ``moves(side)[m, s]``. The first changes nothing.
 
     Raises:
@@ -22,7 +22,7 @@ def moves(side: int) -> Int[Tensor, "move site"]:
     """
     if not SMALLEST <= side <= LARGEST:
         raise ValueError(f"`moves` got a side of {side}. Mazes have a side from {SMALLEST} to {LARGEST}. Pass `side=11`, for example.")
-    board = torch.arange(side * side).reshape(side, side)
+    board = torch.arange(side * side, device=device).reshape(side, side)
     turned = [board.rot90(quarter) for quarter in range(4)]
     return torch.stack([*turned, *(one.T for one in turned)]).flatten(1)
 
@@ -53,7 +53,7 @@ def random_symmetries(side: int, rows: int, *, generator: torch.Generator) -> Sy
     """
     device = generator.device
     chosen = torch.randint(8, (rows,), generator=generator, device=device)
-    return Symmetries(moves(side).to(device)[chosen], torch.arange(PATH + 1, device=device).repeat(rows, 1))
+    return Symmetries(moves(side, device=device)[chosen], torch.arange(PATH + 1, device=device).repeat(rows, 1))
 
 
 def canonical(tokens: Int[Tensor, "row site"]) -> Int[Tensor, "row site"]:

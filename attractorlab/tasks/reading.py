@@ -217,16 +217,15 @@ def _array(path: Path, sites: int) -> NDArray[np.integer]:
     if not path.is_file():
         raise DataError(f"`load` found no {path.name} in {path.parent}. Its dataset.json names that set. Make or fetch the folder again.")
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.lib.format.open_memmap(path, mode="r")  # which, unlike np.load, tries nothing but an array
     except (ValueError, EOFError) as error:
         raise DataError(
             f"`load` could not read {path}: {error}. Arrays are .npy files of integers; pickled objects are refused. "
             "Make or fetch the folder again."
         ) from error
-    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.shape[1] != sites or found.dtype.kind not in "iu":
-        shape = found.shape if isinstance(found, np.ndarray) else "no array"
+    if found.ndim != 2 or found.shape[1] != sites or found.dtype.kind not in "iu":
         raise DataError(
-            f"`load` found the shape {shape} in {path}. Boards are integers of shape [row {sites}]. Make or fetch the folder again."
+            f"`load` found the shape {found.shape} in {path}. Boards are integers of shape [row {sites}]. Make or fetch the folder again."
         )
     return found
 
@@ -239,6 +238,8 @@ def _chosen(rows: Rows, count: int, name: str) -> list[int]:
     """The numbers of the chosen rows, none negative."""
     if rows is None or isinstance(rows, slice):
         return list(range(count))[rows or slice(None)]
+    if len(rows) and np.asarray(rows).dtype.kind not in "iu":
+        raise ValueError(f"`load` got the rows {str(rows)[:60]} of {name}. Rows are chosen by their numbers. Pass whole numbers, e.g. `mask.nonzero().flatten().tolist()`.")
     numbers = [int(row) for row in rows]
     for row in numbers:
         if not -count <= row < count:

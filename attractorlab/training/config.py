@@ -7,6 +7,9 @@ from typing import Any
 
 from attractorlab.models.eqr import EqRConfig
 from attractorlab.models.feedforward import FeedForwardConfig
+from attractorlab.tasks import task_of
+
+SEEDS = 2**40  # the largest seed: a thousand times as much is one of torch
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "task", task_of(self.task).name)  # as instances carry it: a model for "sudoku" would take none
         for name, allowed in (("model", ("eqr", "feedforward")), ("loss", ("stablemax", "softmax")), ("precision", ("float32", "bfloat16")), ("engine", ("eager", "compiled"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -86,6 +90,8 @@ class TrainConfig:
                 f"`TrainConfig` got decay={self.decay}, warmup={self.warmup}, noise={self.noise}. None of them is negative. "
                 "Use decay=0, warmup=100, noise=0.01."
             )
+        if not 0 <= self.seed <= SEEDS:
+            raise ValueError(f"`TrainConfig` got seed={self.seed}. Seeds lie between 0 and 2**40. Use seed=0, for example.")
         if not 0 < self.lr < 1 or not 0 <= self.ema < 1:
             raise ValueError(f"`TrainConfig` got lr={self.lr}, ema={self.ema}. Rates lie between 0 and 1. Use lr=0.002, ema=0.999.")
 

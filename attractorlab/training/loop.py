@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from attractorlab.errors import BadData
 from attractorlab.models.checkpoints import save
 from attractorlab.models.eqr import EqR
 from attractorlab.models.feedforward import FeedForward
@@ -83,15 +84,21 @@ class Trainer:
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)  # read, and with that waited for, at reports alone
 
     def run(self, *, every: int = 20) -> Iterator[Progress]:
-        """Train to the end of the configuration, yielding averages since the last yield at every multiple of `every` segments."""
+        """Train to the end of the configuration, yielding averages since the last yield at every multiple of `every` segments.
+
+        Losses are means over segments; `exact` and `segments_per_puzzle` are over the puzzles that ended, and are left out where none did. `samples_per_second` counts slots times
+        segments, and leaves out the time that the reader of this iterator takes. `seconds` are since this process began to train, that time included.
+        """
         began, first, last = time.monotonic(), self.segment, self.segment
+        lap = began
         while self.segment < self.config.segments:
             self._segment()
             if self.segment % every == 0 or self.segment == self.config.segments:
                 self.ranks.average_([self.sums])
                 sums = dict(zip(SUMS, self.sums.tolist(), strict=True))
                 self.sums.zero_()
-                n, ended, spent = self.segment - last, max(sums["done"], 1 / self.ranks.count), time.monotonic() - began
+                now = time.monotonic()
+                n, ended, spent = self.segment - last, sums["done"], now - began
                 last = self.segment
                 if not math.isfinite(sums["loss"] + sums["halt_loss"]):
                     raise ValueError(
@@ -102,13 +109,13 @@ class Trainer:
                     "segment": self.segment,
                     "loss": sums["loss"] / n,
                     "halt_loss": sums["halt_loss"] / n,
-                    "exact": sums["solved"] / ended,
-                    "puzzles": round(sums["done"] * self.ranks.count),
-                    "segments_per_puzzle": sums["used"] / ended,
-                    "samples_per_second": (self.segment - first) * self.config.batch / spent,
+                    **({"exact": sums["solved"] / ended, "segments_per_puzzle": sums["used"] / ended} if ended else {}),
+                    "puzzles": round(ended * self.ranks.count),
+                    "samples_per_second": n * self.config.batch / max(now - lap, 1e-9),
                     "seconds": spent,
                     "seconds_left": spent / (self.segment - first) * (self.config.segments - self.segment),
                 }
+                lap = time.monotonic()
 
     def _segment(self) -> None:
         """One segment on the whole batch: refill, run, learn, halt. Nothing in it waits for the device."""
@@ -208,7 +215,23 @@ class Trainer:
         save(self.finished_model(name), path, about=about)
 
     def save_state(self, folder: Path) -> None:
-        """Write all that `resume` needs into a folder of its own in `folder`, in files of at most 14 MB, whole or not at all; older ones are then removed."""
+        """Write all that `resume` needs into a folder of its own in `folder`, in files of at most 14 MB, whole or not at all; others are then removed.
+
+        Raises:
+            ValueError: If a number is not finite. Nothing is written or removed then.
+        """
+        tensors = self._tensors()
+        odd = sorted(name for name, one in tensors.items() if one.is_floating_point() and not bool(one.isfinite().all()))
+        if odd:
+            raise ValueError(
+                f"`train` met numbers that are not finite in {odd[0]} after segment {self.segment}. Training goes on only from finite numbers, so the save before this one was kept. "
+                "Lower lr or the scale of starts and noise, and begin again."
+            )
+        about = {"format": STATE_FORMAT, "training": config_to_json(self.config), "data": fingerprint(self.pool), "segment": str(self.segment)}
+        write_shards(tensors, folder, about, segment=self.segment, ranks=self.ranks)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that a state holds, on the CPU."""
         tensors: dict[str, Tensor] = {}
         for prefix, model in (("model", self.model), ("average", self.average)):
             tensors |= {f"{prefix}.{name}": tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -220,15 +243,14 @@ class Trainer:
         tensors |= {f"carry.{name}": leaf.cpu() for name, leaf in self.carry.items()}
         slots = {"inputs": self.inputs, "targets": self.targets, "steps": self.steps, "least": self.least, "halted": self.halted}
         tensors |= {f"slots.{name}": tensor.cpu() for name, tensor in slots.items()}
-        about = {"format": STATE_FORMAT, "training": config_to_json(self.config), "data": fingerprint(self.pool), "segment": str(self.segment)}
-        write_shards(tensors, folder, about, segment=self.segment, ranks=self.ranks)
+        return tensors
 
     @classmethod
     def resume(cls, folder: Path, *, device: str = "cpu", pool: Instance | None = None, ranks: Ranks = ALONE) -> "Trainer":
         """The run that `save_state` wrote, as it was.
 
         Raises:
-            CheckpointError: If the folder holds no whole training state, or its data are not the same any more.
+            CheckpointError: If the folder holds no whole training state, or its data are not the same any more, or it was saved on another kind of device.
         """
         state = newest(folder)
         if state is None:
@@ -241,16 +263,38 @@ class Trainer:
                 f"{state} says format {about.get('format', 'unknown')!r}. A training is resumed from files of format {STATE_FORMAT!r}. "
                 "Use the version of attractorlab that wrote them."
             )
-        config = config_from_json(about["training"])
+        try:
+            config, data, segment = config_from_json(about["training"]), about["data"], int(about["segment"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{state} does not say what was trained ({error!r}). A state names its training, its data and its segment. Copy the folder again.") from None
         trainer = cls(replace(config, begin=""), device=device, pool=pool, ranks=ranks)  # the weights are in the file
         trainer.config = config
-        if fingerprint(trainer.pool) != about["data"]:
+        if fingerprint(trainer.pool) != data:
             raise CheckpointError(
-                f"{state} was trained on data with the fingerprint {about['data']}, and the data here have {fingerprint(trainer.pool)}. "
+                f"{state} was trained on data with the fingerprint {data}, and the data here have {fingerprint(trainer.pool)}. "
                 "A run is resumed on the same data. Put the same file where it was."
             )
-        trainer._restore(tensors, int(about["segment"]))
+        trainer._refuse_others(state, tensors, segment)
+        trainer._restore(tensors, segment)
         return trainer
+
+    def _refuse_others(self, state: Path, tensors: dict[str, Tensor], segment: int) -> None:
+        """Raise a CheckpointError unless the tensors are those of a state of this training."""
+        wanted = {name: (one.shape, one.dtype) for name, one in self._tensors().items()}
+        for name, parameter in self.model.named_parameters() if segment else ():
+            moments = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            wanted |= {f"optimizer.{name}.{key}": (shape, torch.float32) for key, shape in moments.items()}
+        found = {name: (one.shape, one.dtype) for name, one in tensors.items()}
+        odd = sorted({name for name, _ in wanted.items() ^ found.items()})
+        if odd and all(name.startswith("generator.") and name in found and name in wanted for name in odd):
+            raise CheckpointError(
+                f"{state} was saved on another kind of device than {self.device}. Random numbers are drawn on the device, and differ between kinds. Pass the --device that the training was begun on."
+            )
+        if odd or not 0 <= segment <= self.config.segments:
+            raise CheckpointError(
+                f"{state} is no state of its training: {', '.join(odd[:4]) or f'segment {segment}'} {'are' if len(odd) > 1 else 'is'} not as it should be. "
+                "A state holds every tensor in its shape. Copy the folder again."
+            )
 
     def _restore(self, tensors: dict[str, Tensor], segment: int) -> None:
         def part(prefix: str) -> dict[str, Tensor]:
@@ -261,7 +305,7 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             moments = part(f"optimizer.{name}.")
             if moments:
-                self.optimizer.state[parameter] = {key: value if key == "step" else value.to(self.device) for key, value in moments.items()}
+                self.optimizer.state[parameter] = {key: value.to(self.device) for key, value in moments.items()}  # the fused optimizer counts its steps there, too
         for name, generator in self.generators.items():
             generator.set_state(tensors[f"generator.{name}"])
         self.carry = {name: leaf.to(self.device) for name, leaf in part("carry.").items()}
@@ -310,7 +354,21 @@ def train(trainer: Trainer, folder: str | os.PathLike[str], *, name: str, comman
 
 
 def _cut_log(log: Path, segment: int) -> None:
-    """Leave the lines up to `segment`: after a kill the log may be ahead of the state that was saved, and its last line may be torn."""
-    lines = log.read_text().splitlines() if log.exists() else []
-    lines = [line for line in lines if line.endswith("}") and json.loads(line)["segment"] <= segment]
-    log.write_text("".join(line + "\n" for line in lines))
+    """Leave the lines up to `segment`: after a kill the log may be ahead of the state that was saved, and its last line may be torn.
+
+    Raises:
+        BadData: If another line is none of a training.
+    """
+    text = log.read_text(errors="replace") if log.exists() else ""
+    lines, kept = text.splitlines(), []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if json.loads(line)["segment"] <= segment:
+                kept.append(line + "\n")
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):
+                raise BadData(f"{log} is no log of a training in line {number}. Each line is one object of numbers, with segment and loss. Remove the line, then resume.") from None
+    if "".join(kept) != text:
+        shorter = log.with_name(f".{log.name}.{os.getpid()}.tmp")
+        shorter.write_text("".join(kept))
+        os.replace(shorter, log)  # a kill here leaves the longer log or the shorter one

@@ -50,11 +50,21 @@ def training_pool(config: TrainConfig) -> Instance:
 
     The smallest boards, such as Sudoku of side 4, are the exception: up to symmetry they are so few that every pool holds the bundled ones, and no
     claim about unseen puzzles can be made there.
+
+    Raises:
+        ValueError: If no puzzle is left.
     """
     pool = tasks.load(config.task, path=config.data, split="train") if config.data else generate(config.task, config.puzzles, seed=config.seed)
+    if not len(pool):
+        raise ValueError(f"`train` found no puzzle in {config.data}. A training needs one or more. Give data=FILE with puzzles in it.")
     if not tasks.task_of(config.task).unseen:
         return pool
     seen = torch.zeros(len(pool), dtype=torch.bool)
     for split in ("test", "validation"):
         seen |= tasks.overlap(tasks.load(config.task, split=split), pool)
+    if bool(seen.all()):
+        raise ValueError(
+            f"`train` found {len(pool)} puzzles, and a symmetric twin of each among the bundled test and validation puzzles. What is tested is not trained on. "
+            "Give more puzzles, or others as data=FILE."
+        )
     return pool[~seen]

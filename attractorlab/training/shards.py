@@ -14,12 +14,12 @@ from attractorlab.models.checkpoints import read_metadata, write_tensors
 from attractorlab.models.unpickling import CheckpointError
 from attractorlab.training.ranks import Ranks
 
-SHARD = 14 * 2**20  # bytes of tensors in a file, so that a state passes through whatever carries small files
+SHARD = 13 * 2**20  # bytes of tensors in a file; with its header it stays below 14 MB, so that a state passes through whatever carries small files
 _WHOLE = re.compile(r"segment-(\d{8})")
 
 
 def write_shards(tensors: Mapping[str, Tensor], folder: Path, about: Mapping[str, str], *, segment: int, ranks: Ranks) -> None:
-    """Write the state after a segment to a folder of its own in `folder`, and then remove older ones.
+    """Write the state after a segment to a folder of its own in `folder`, and then remove all others.
 
     All processes write their files beside each other; the first then gives the folder its name. So the newest folder is always whole.
     """
@@ -34,21 +34,23 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path, about: Mapping[str
         write_tensors(content, partial / _file(ranks, number), {**about, "files": str(len(files))})
     ranks.wait()
     if ranks.rank == 0:
-        if whole.exists():  # the same state, saved before
+        if _same(partial / _file(ranks, 0), whole / _file(ranks, 0)):  # saved before
             shutil.rmtree(partial)
         else:
+            if whole.exists():  # of another training
+                shutil.rmtree(whole)
             _synced(partial)
             os.rename(partial, whole)
             _synced(folder)
         for other in folder.iterdir():
-            if other != whole and _WHOLE.fullmatch(other.name.removeprefix(".")):
+            if other != whole and other.is_dir() and _WHOLE.fullmatch(other.name.removeprefix(".")):
                 shutil.rmtree(other)
     ranks.wait()
 
 
 def newest(folder: Path) -> Path | None:
     """The last whole state in `folder`, if there is one."""
-    found = [one for one in folder.iterdir() if _WHOLE.fullmatch(one.name)] if folder.is_dir() else []
+    found = [one for one in folder.iterdir() if one.is_dir() and _WHOLE.fullmatch(one.name)] if folder.is_dir() else []
     return max(found, key=lambda one: one.name, default=None)
 
 
@@ -65,8 +67,11 @@ def read_shards(state: Path, *, ranks: Ranks) -> tuple[dict[str, Tensor], dict[s
             "Start as many with torchrun, or use the state folder that `attractorlab train` left."
         )
     about = read_metadata(state / _file(ranks, 0))
+    count = about.get("files", "1")
+    if not count.isdecimal():
+        raise CheckpointError(f"{state} says that it has {count!r} files. That is a number. Copy the folder {state.name} again.")
     pieces: dict[str, Tensor] = {}
-    for number in range(int(about.get("files", "1"))):
+    for number in range(int(count)):
         path = state / _file(ranks, number)
         if read_metadata(path) != about:
             raise CheckpointError(f"{path} does not belong to the files beside it. A state is read whole. Copy the folder {state.name} again.")
@@ -96,6 +101,14 @@ def _packed(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 
 def _file(ranks: Ranks, number: int) -> str:
     return f"rank-{ranks.rank}-of-{ranks.count}-{number:04d}.safetensors"
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two files say that they are of the same training, data and segment."""
+    try:
+        return other.is_file() and read_metadata(one) == read_metadata(other)
+    except CheckpointError:
+        return False
 
 
 def _synced(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Accuracy on puzzles that a training has not met."""
+"""Accuracy on puzzles that a training has not met; on the smallest boards, where there are so few up to symmetry, that it may have met."""
 
 import torch
 

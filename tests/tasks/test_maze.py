@@ -184,6 +184,7 @@ def test_text_that_is_no_maze_is_refused_with_its_row() -> None:
         maze.from_text([])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_tokens_that_are_no_maze_are_refused_with_their_row() -> None:
     good = mazes(WAY).inputs[0].tolist()
     assert tasks.from_tokens([good], task="maze-5").task == "maze-5"
@@ -195,6 +196,12 @@ def test_tokens_that_are_no_maze_are_refused_with_their_row() -> None:
             tasks.from_tokens([good, bad], task="maze-5")
     with pytest.raises(tasks.DataError, match=r"`from_tokens` got a board of 25 ids in row 0\. In maze-7 a board has 49"):
         tasks.from_tokens([good], task="maze-7")
+    for row, odd in ((1, good), ("S..", [maze.to_text(mazes(WAY).inputs[0])])):
+        with pytest.raises(tasks.DataError, match=rf"`from_tokens` got '.*{row}.*' as row 0\. A row is a board, a list of 25 token ids\. .*read text with"):
+            tasks.from_tokens(odd, task="maze-5")
+    for none in ([[None] * 25], [[1.0] * 25], [[True] * 25], [[1j] * 25], torch.ones(1, 25, dtype=torch.bool)):
+        with pytest.raises(tasks.DataError, match=r"`from_tokens` got ids of shape \(1, 25\) and type .* for maze-5\. Ids are integers of shape \[row 25\]"):
+            tasks.from_tokens(none, task="maze-5")
     with pytest.raises(ValueError, match=r"`solve_mazes` got a maze without exactly one start and one goal in row 0\. A path has two ends"):
         tasks.solve_mazes(torch.ones(1, 25, dtype=torch.long))
     with pytest.raises(ValueError, match=r"`solve_mazes` got ids from 1 to 7\. Ids of mazes run from 0 to 5\. Pass token ids"):

@@ -141,5 +141,9 @@ def test_what_cannot_be_made_is_refused() -> None:
             tasks.generate_mazes(11, 1, seed=0, steps=steps)
     with pytest.raises(ValueError, match=r"found no path of 5 to 5 steps in 1000 mazes of side 5\. Cells are an even number of steps apart"):
         tasks.generate_mazes(5, 1, seed=0, steps=(5, 5))
+    with pytest.raises(ValueError, match=rf"found no path of {10**20} to {10**30} steps in 1000 mazes of side 5\."):
+        tasks.generate_mazes(5, 1, seed=0, steps=(10**20, 10**30))
+    wide = tasks.generate_mazes(5, 2, seed=0, steps=(1, 10**30))
+    assert torch.equal(wide.inputs, tasks.generate_mazes(5, 2, seed=0, steps=(1, 100)).inputs) and wide.ids[0] == f"maze-5/steps1-{10**30}/seed0/0"
     with pytest.raises(ValueError, match=r"`generate` got clues=3 for maze-11\. Clues are the digits of a Sudoku\. Leave it out"):
         tasks.generate("maze-11", 1, seed=0, clues=3)

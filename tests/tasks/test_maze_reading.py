@@ -66,10 +66,14 @@ def test_no_bundled_maze_has_a_twin_in_the_other_split() -> None:
     assert not tasks.overlap(tasks.load("maze-11"), tasks.load("maze-11", split="validation")).any()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_rows_choose_and_maze_means_side_30() -> None:
     few = tasks.load("maze-13", rows=[5, -1])
     assert few.ids == tuple(tasks.load("maze-13").ids[row] for row in (5, -1))
     assert len(tasks.load("maze-5", rows=slice(0, 3))) == 3
+    for rows in ([True, False, True], [0.0, 1.5], torch.tensor([True, False])):
+        with pytest.raises(ValueError, match=r"`load` got the rows .* of maze-13\. Rows are chosen by their numbers\. Pass whole numbers"):
+            tasks.load("maze-13", rows=rows)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"got the split 'train' for the bundled puzzles\..*`generate\('maze-30', count, seed=0\)`"):
         tasks.load("maze", split="train")
 
@@ -146,6 +150,10 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
     labels[3] = MAZES.inputs[3]
     with pytest.raises(tasks.DataError, match=r"marks no path from start to goal in row 3 of train/all__inputs.npy"):
         tasks.load("maze-7", path=arrays(tmp_path / "c", MAZES.inputs, labels), split="train")
+    folder = arrays(tmp_path / "d", MAZES.inputs, answers(MAZES))
+    (folder / "train" / "all__labels.npy").write_bytes(b"PK\x03\x04 no archive")
+    with pytest.raises(tasks.DataError, match=r"could not read .*all__labels.npy: .*\. Arrays are .npy files of integers; pickled objects are refused"):
+        tasks.load("maze-7", path=folder, split="train")
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"no published mazes at {PUBLISHED}: set SHARED_DATA to the folder of maze-30x30-hard-1k")

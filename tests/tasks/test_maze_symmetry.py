@@ -28,6 +28,7 @@ def test_the_moves_are_the_turns_and_mirror_images(side: int) -> None:
     moved = board[maze_symmetry.moves(side)]
     assert {row.numpy().astype(np.int8).tobytes() for row in moved} == images(board, side)
     assert len(moved.unique(dim=0)) == 8 and torch.equal(moved[0], board)
+    assert maze_symmetry.moves(side, device="meta").device.type == "meta", "they are made where they are used: a copy would wait for an accelerator"
 
 
 @pytest.mark.parametrize("side", SIDES)
