@@ -200,7 +200,7 @@ def joined(parts: Sequence[Attempts]) -> Attempts:
         ValueError: If there are none, or they were not made alike: of one model, clock and policy, read at the same ticks.
     """
     kinds = {
-        (one.clock, one.ticks, *one.read.tolist(), one.elastic, one.policy, one.held, one.origin.weights, one.origin.dtype, one.final.shape[1], *(vars(one)[name] is None for name in AT_READS))
+        (one.clock, one.ticks, *one.read.tolist(), one.elastic, one.policy, one.held.partition(" at 3 ticks")[0], one.origin.weights, one.origin.dtype, one.final.shape[1], *(vars(one)[name] is None for name in AT_READS))
         for one in parts
     }
     if len(kinds) != 1:
@@ -241,7 +241,8 @@ def _followed(
             "Use ticks=64, read=spaced(64), slots=slots_for(z)."
         )
     if hold is not None:
-        check_tol(hold, next(iter(z.values())).dtype, name)
+        for leaf in z.values():
+            check_tol(hold, leaf.dtype, name, named="hold")
     if targets is not None and (targets.ndim != 2 or len(targets) <= int(instance.max())):
         raise ValueError(
             f"`{name}` got targets of shape {tuple(targets.shape)} for instances up to {int(instance.max())}. Targets are one row of sites per instance. Pass the `targets` that were bound."

@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from attractorlab import Halting, Instance, attempt, by_halt, by_residual, by_vote, only_last, repeat_rows, scaling, scaling_grid, scaling_of, trace
+from attractorlab import (
+    Halting,
+    Instance,
+    attempt,
+    by_halt,
+    by_residual,
+    by_vote,
+    only_last,
+    repeat_rows,
+    scaling,
+    scaling_grid,
+    scaling_of,
+    trace,
+)
 from attractorlab.dynamics.selectors import Candidates
 from attractorlab.maps import LatentMap
 from attractorlab.statistics import cluster_mean
