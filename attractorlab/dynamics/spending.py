@@ -132,9 +132,9 @@ def foresight(runs: Attempts, *, read: list[int], level: float, cluster: Int[Ten
     for i, k in enumerate(places):
         waiting = ~solved[k]
         for j, score in enumerate(scores.values()):
-            everywhere[i, j] = torch.tensor(cluster_auc(score[k], in_the_end, group, level=level))
+            everywhere[i, j] = torch.tensor(cluster_auc(score[k], in_the_end, group, level=level), dtype=torch.float64)
             if bool(waiting.any()):
-                ahead[i, j] = torch.tensor(cluster_auc(score[k][waiting], in_the_end[waiting], group[waiting], level=level))
+                ahead[i, j] = torch.tensor(cluster_auc(score[k][waiting], in_the_end[waiting], group[waiting], level=level), dtype=torch.float64)
     waiting = ~solved[places]
     return Foresight(
         read=torch.tensor(read),
