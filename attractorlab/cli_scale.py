@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
@@ -114,7 +115,7 @@ def _measured(
     from attractorlab.report.scaling import nouns_of, read_off, scaled_of, scaling_facts, scaling_markdown, scaling_page
     from attractorlab.sweep import attempts_in, measure
 
-    command = stored_command(out / "run") or command_line()
+    command = stored_command(out / "run") or _of_all_parts(command_line())
     with progress_bar("measuring", 1) as bar:
         run = measure(
             out / "run", instance, reasoner, asked, settings={**settings, "command": command}, also=[READINGS], verify=_verifier(instance), part=part, progress=_with_time_left(bar)
@@ -362,6 +363,12 @@ def _part(text: str) -> tuple[int, int]:
     if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
         raise ValueError(f"`scale` got --part {text}. It is k/n, the k-th of n processes. Use --part 1/2 and --part 2/2.")
     return int(k), int(n)
+
+
+def _of_all_parts(command: str) -> str:
+    """The command without its --part: the same for all processes that begin a run together, and the one that makes all of it."""
+    words = shlex.split(command)
+    return shlex.join(word for k, word in enumerate(words) if word != "--part" and not word.startswith("--part=") and words[k - 1 : k] != ["--part"])
 
 
 def _with_time_left(bar: Callable[[float | int, str], None]) -> Callable[[int, int, int], None]:

@@ -153,6 +153,13 @@ def test_only_the_stored_of_several_right_answers_counts_and_that_is_said(tmp_pa
     assert _answers(maze, runs)["answers"].endswith("calls the others wrong: 1 of 3 starts end on such a one.")
 
 
+def test_processes_that_begin_together_name_one_command():
+    from attractorlab.cli_scale import _of_all_parts
+
+    for part in ("--part 1/2 --out 'a b'", "--out 'a b' --part=2/2", "--out 'a b'"):
+        assert _of_all_parts(f"attractorlab scale model {part}") == "attractorlab scale model --out 'a b'"
+
+
 def test_a_run_goes_on_with_its_own_puzzles_alone(tmp_path, capsys):
     data, puzzles = tmp_path / "some.csv", tasks.load("sudoku-4", rows=slice(0, 4))
     texts = [tasks.to_text(one) for one in puzzles.inputs]

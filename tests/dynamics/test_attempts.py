@@ -10,6 +10,7 @@ import torch
 
 from attractorlab import Halting, Result, attempt, elastic, halted, only_last, trace
 from attractorlab.dynamics.attempts import fingerprint, joined, slots_for, spaced
+from attractorlab.dynamics.slots import Slots
 from attractorlab.maps import LatentMap
 from attractorlab.types import Attempts
 
@@ -123,6 +124,27 @@ def test_neither_the_order_of_the_queue_nor_the_slots_change_a_bit(generator, le
         assert getattr(moved, name).equal(getattr(runs, name)[:, order]), name
     for name in ("halt_tick", "first_solved", "stays_solved", "last_tick", "result", "final"):
         assert getattr(moved, name).equal(getattr(runs, name)[order]), name
+
+
+def test_a_device_that_is_not_asked_gives_the_same_bits(generator, monkeypatch):
+    class Elsewhere(str):
+        """The processor under a name that does not say so."""
+
+        type = "elsewhere"
+
+    plain = Slots.__init__
+
+    def hidden(self, *given, **named):
+        plain(self, *given, **named)
+        self.device = Elsewhere("cpu")
+
+    f, z, goal = bent(generator, rows=11)
+    more = {"ticks": 15, "read": [1, 4, 15], "halting": PUBLISHED, "targets": goal}
+    known = [(elastic(f, z, slots=n, **more), attempt(f, z, slots=n, hold=1e-3, **more)) for n in (1, 4, 20)]
+    monkeypatch.setattr(Slots, "__init__", hidden)
+    for n, (left, held) in zip((1, 4, 20), known, strict=True):
+        same(elastic(f, z, slots=n, **more), left)
+        same(attempt(f, z, slots=n, hold=1e-3, **more), held)
 
 
 def test_leaving_at_the_halting_gives_what_was_read_there_of_rows_that_went_on(generator):
