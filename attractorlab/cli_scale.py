@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
@@ -58,16 +59,16 @@ def scale(
     breadth: Annotated[str, typer.Option(help="Starts per puzzle, joined by commas.")] = "1,4,16",
     every: Annotated[str, typer.Option(help="What one tick is: segment (what halting is trained on) or recursion.")] = "segment",
     starts: Annotated[str, typer.Option(help="own: the model's own starts; random: normal numbers of its scale, for a model with one fixed start.")] = "own",
-    halt_above: Annotated[float, typer.Option(help="A start halts when its halting logit is above this.")] = 0.0,
+    halt_above: Annotated[float, typer.Option(help="A start halts when its halting logit is above this. HRM's own rule, which compares two logits, is not followed.")] = 0.0,
     halt_after: Annotated[int, typer.Option(help="Ticks before which no start halts.", min=1)] = 1,
     halt_rest: Annotated[float | None, typer.Option(help="Residual below which, at three ticks, a start halts too.", show_default="the halting logit alone")] = None,
     thresholds: Annotated[str, typer.Option(help="Other thresholds of the halting logit that are tried on the same starts, joined by commas; empty for none.")] = "1,2,4,8",
     hold: Annotated[
-        bool, typer.Option("--hold/--no-hold", help="Stop computing a row at rest at the rounding floor whose answer no tick left could change at its pace. It is then held as it is.")
+        bool, typer.Option("--hold/--no-hold", help="Stop computing a row at rest at the rounding floor whose answer no tick left could change at its pace. It is then held as it is, scores included: nothing proves that it would have stayed.")
     ] = True,
     dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    slots: Annotated[int | None, typer.Option(help="Rows that are computed at a time.", min=1, show_default="what suits the device")] = None,
+    slots: Annotated[int | None, typer.Option(help="Rows that are computed at a time; last digits can differ with it.", min=1, show_default="what suits the device")] = None,
     shard: Annotated[
         int | None, typer.Option(help="Puzzles in a unit of work: what an interruption loses at most. It changes no number.", min=1, show_default="as many as fill the slots 16 times")
     ] = None,
@@ -114,7 +115,7 @@ def _measured(
     from attractorlab.report.scaling import nouns_of, read_off, scaled_of, scaling_facts, scaling_markdown, scaling_page
     from attractorlab.sweep import attempts_in, measure
 
-    command = stored_command(out / "run") or command_line()
+    command = stored_command(out / "run") or _of_all_parts(command_line())
     with progress_bar("measuring", 1) as bar:
         run = measure(
             out / "run", instance, reasoner, asked, settings={**settings, "command": command}, also=[READINGS], verify=_verifier(instance), part=part, progress=_with_time_left(bar)
@@ -127,10 +128,10 @@ def _measured(
             say("reading the attempts")
             assert instance.targets is not None
             cluster = same_targets(instance.targets)
-            run.write(READINGS, nouns_of(read_off(runs, depth=depth, breadth=breadth, level=level, cluster=cluster, difficulty=instance.difficulty, thresholds=settings["thresholds"])))
+            run.write(READINGS, nouns_of(read_off(runs, depth=depth, breadth=breadth, level=level, cluster=cluster, difficulty=instance.difficulty, halting=asked.halting, thresholds=settings["thresholds"])))
     found = scaled_of(run.read(READINGS))
     about = _about(run, runs, reasoner, instance, asked, found)
-    timed = _timed(out / "throughput.json", reasoner, instance, asked, time_rows)
+    timed = _timed(out / "throughput.json", reasoner, instance, asked, time_rows, run.manifest.created)
     facts = {**about, "throughput": timed, **scaling_facts(found)}
     title = f"Depth, breadth and halting: {reasoner.name}"
     words = {key: value for key, value in about.items() if key != "ids"} | ({"throughput": _speed(timed)} if timed else {})
@@ -151,7 +152,7 @@ def _about(run: "Run", runs: "Attempts", reasoner: "AbstractRecursion", instance
         "model": asked.series.model,
         "weights": asked.series.weights,
         "dtype": asked.dtype,
-        "device": reasoner.origin().device,
+        "device": runs.origin.device,
         "task": instance.task,
         "data": run.manifest.config["data"] or f"bundled, {run.manifest.config['split']}",
         "puzzles": len(instance),
@@ -167,7 +168,21 @@ def _about(run: "Run", runs: "Attempts", reasoner: "AbstractRecursion", instance
         "results": ", ".join(f"{n} {name}" for name, n in results.items()),
         "level": found.grid.level,
         "command": run.manifest.config["command"],
+        **_answers(instance, runs),
     }
+
+
+def _answers(instance: "Instance", runs: "Attempts | None") -> dict[str, str]:
+    """What is said where an answer can be right and not the stored one."""
+    from attractorlab import tasks
+
+    several = int(tasks.task_of(instance.task).kind.several(instance.inputs).sum())
+    if not several:
+        return {}
+    text = f"{several} of the puzzles have several right answers; accuracy counts the stored one alone and calls the others wrong"
+    if runs is not None and runs.valid is not None and runs.solved is not None:
+        text += f": {int((runs.valid[-1] & ~runs.solved[-1]).sum())} of {len(runs.instance)} starts end on such a one"
+    return {"answers": f"{text}."}
 
 
 def _results(codes: "Int[Tensor, ' row']") -> dict[str, int]:
@@ -176,22 +191,24 @@ def _results(codes: "Int[Tensor, ' row']") -> dict[str, int]:
     return {Result.of(code).name.lower(): int((codes == code).sum()) for code in sorted(set(codes.tolist()))}
 
 
-def _timed(path: Path, reasoner: "AbstractRecursion", instance: "Instance", asked: "Measure", rows: int) -> dict[str, Any]:
-    """The timing, once: another run on a busy machine would say something else."""
+def _timed(path: Path, reasoner: "AbstractRecursion", instance: "Instance", asked: "Measure", rows: int, created: str) -> dict[str, Any]:
+    """The timing, once in a run, named by when it was `created`: another one on a busy machine would say something else."""
     from attractorlab.report.markdown import write_whole
     from attractorlab.sweep import throughput
 
     if not rows or asked.halting is None:
         return {}
     if path.exists():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+        if found.pop("run", created) == created:
+            return found
     import torch
 
     n = min(rows, len(instance))
     with stages() as say:
         say(f"timing {n} puzzles to the end, and with halting and refill")
         timed: dict[str, Any] = throughput(reasoner, instance[torch.arange(n) * len(instance) // n], asked)
-    write_whole({path: json.dumps(timed, indent=1)})
+    write_whole({path: json.dumps(timed | {"run": created}, indent=1)})
     return timed
 
 
@@ -225,6 +242,8 @@ def _asked(
     from attractorlab.dynamics.orbits import FLOOR
     from attractorlab.sweep import REST, Measure, Series, own_starts
 
+    if math.isnan(above) or not (rest is None or rest > 0):
+        raise ValueError(f"`scale` got --halt-above {above:g} and --halt-rest {rest}. A threshold is a number, and a residual is above 0. Use --halt-above 0, and --halt-rest 1e-4 or none.")
     for name, value, choices in (("every", every, ("segment", "recursion")), ("starts", starts, ("own", "random"))):
         if value not in choices:
             raise ValueError(f"`scale` got --{name} {value}. It is one of {', '.join(choices)}. Use --{name} {choices[0]}.")
@@ -278,6 +297,8 @@ def _verifier(instance: "Instance") -> "Callable[[Int[Tensor, ' row'], Int[Tenso
 
 def _feedforward(network: "FeedForward", out: Path, task: str, data: str, split: str, rows: int | None, level: float) -> dict[str, Any]:
     """The one number of a network that has no ticks and no starts."""
+    if (out / "run").exists():
+        raise ValueError(f"`scale` got --out {out}, which holds the run of a reasoner. A feed-forward network has no run, and would stand beside that of another model. Choose another --out.")
     import torch
 
     from attractorlab.dynamics.scaling import same_targets
@@ -309,8 +330,8 @@ def _feedforward(network: "FeedForward", out: Path, task: str, data: str, split:
         "high": high,
         "level": level,
         "command": command_line(),
+        **_answers(instance, None),
     }
-    must_be_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     lines = [f"# Accuracy: {plain(network.name)}", "", "| what | value |", "|---|---|", *[f"| {key} | {plain(str(value))} |" for key, value in facts.items()], ""]
     write_whole({out / "scale.json": json.dumps(finite(facts), indent=1), out / "scale.md": "\n".join(lines)})
@@ -342,6 +363,12 @@ def _part(text: str) -> tuple[int, int]:
     if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
         raise ValueError(f"`scale` got --part {text}. It is k/n, the k-th of n processes. Use --part 1/2 and --part 2/2.")
     return int(k), int(n)
+
+
+def _of_all_parts(command: str) -> str:
+    """The command without its --part: the same for all processes that begin a run together, and the one that makes all of it."""
+    words = shlex.split(command)
+    return shlex.join(word for k, word in enumerate(words) if word != "--part" and not word.startswith("--part=") and words[k - 1 : k] != ["--part"])
 
 
 def _with_time_left(bar: Callable[[float | int, str], None]) -> Callable[[int, int, int], None]:

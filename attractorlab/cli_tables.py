@@ -122,25 +122,26 @@ def scale_lines(facts: Facts) -> Iterator[str]:
     if "grid" not in facts:
         yield from _said(f"{facts['model']} (weights {facts['weights']}) on {facts['puzzles']} puzzles of {facts['task']}, {facts['solutions that differ']} solutions. {facts['clock']}.")
         yield f"accuracy: {_percent(facts['accuracy'])}, {100 * facts['level']:g} % interval {100 * facts['low']:.1f} to {_percent(facts['high'])}"
+        yield from _said(facts.get("answers", ""))
         return
     grid = facts["grid"]
     yield from _said(
         f"{facts['model']} (weights {facts['weights']}) in {facts['dtype']} on {facts['puzzles']} puzzles of {facts['task']}, {facts['solutions that differ']} solutions; starts: "
         f"{facts['starts drawn']}, seed {facts['seed']}. One tick is {facts['clock']}. Accuracy in %, with {100 * facts['level']:g} % intervals over solutions."
     )
+    yield from _said(facts.get("answers", ""))
     for name, one in (("every start followed to depth", grid), (f"halting: {facts['halting']}", facts.get("elastic"))):
         if one is None:
             continue
         yield from ("", name)
-        head = (" depth", " breadth", " ticks", *(f" {word}" for word in one["selectors"]))
-        lines = []
-        for i, d in enumerate(one["depth"]):
-            for j, b in enumerate(one["breadth"]):
-                cells = [f"{100 * x:.1f}" for x in one["accuracy"][i][j]]
-                lines.append((str(d), str(b), f"{one['map_calls'][i][j]:.4g}", *cells))
-                ends = [f"{100 * lo:.0f}-{100 * hi:.0f}" for lo, hi in zip(one["low"][i][j], one["high"][i][j], strict=True)]
-                lines.append(("", "", "", *ends))
-        yield from _table(head, lines)
+        for some in _fitting(one["selectors"], taken=len("depth  breadth  1.024e+04")):
+            head = (" depth", " breadth", " ticks", *(f" {one['selectors'][s]}" for s in some))
+            lines = []
+            for i, d in enumerate(one["depth"]):
+                for j, b in enumerate(one["breadth"]):
+                    lines.append((str(d), str(b), f"{one['map_calls'][i][j]:.4g}", *(f"{100 * one['accuracy'][i][j][s]:.1f}" for s in some)))
+                    lines.append(("", "", "", *(f"{100 * one['low'][i][j][s]:.0f}-{100 * one['high'][i][j][s]:.0f}" for s in some)))
+            yield from _table(head, lines)
     if "gain" in facts:
         gain = facts["gain"]
         yield ""
@@ -158,6 +159,20 @@ def scale_lines(facts: Facts) -> Iterator[str]:
             f"{timed['instances_per_second_refill']:.3g} instances a second with halting and refill, {timed['instances_per_second_full']:.3g} with all run to tick {timed['ticks']}: "
             f"{timed['ratio']:.3g} times ({timed['instances']} instances, {timed['slots']} slots, {timed['threads']} threads)."
         )
+
+
+def _fitting(words: Sequence[str], *, taken: int) -> list[list[int]]:
+    """Which columns stand in which of the tables that they need: as many in each as fit beside what is taken, none narrower than an interval."""
+    tables: list[list[int]] = [[]]
+    room = WIDTH - taken
+    for k, word in enumerate(words):
+        width = len(GAP) + max(len(word), len("100-100"))
+        if width > room and tables[-1]:
+            tables.append([])
+            room = WIDTH - taken
+        tables[-1].append(k)
+        room -= width
+    return tables
 
 
 def _head(facts: Facts, ids: "_Ids") -> Iterator[str]:

@@ -17,7 +17,7 @@ from attractorlab.dynamics.orbits import FLOOR
 from attractorlab.dynamics.recorder import bytes_of, only_last, trace
 from attractorlab.maps import LatentMap, repeat_rows, strobe
 from attractorlab.models.recursion import AbstractRecursion
-from attractorlab.store import Run, room_for
+from attractorlab.store import Run, RunError, room_for
 from attractorlab.types import Attempts, Drive, Instance, State
 
 UNIT = 8  # instances in a unit of work
@@ -211,7 +211,7 @@ def measure(
         progress: Called with units done in this call, units still to do in it, and units in all.
 
     Raises:
-        RunError: If the folder holds a run that was asked for something else.
+        RunError: If the folder holds a run that was asked for something else, or of other puzzles.
     """
     blocks = [range(k, min(k + asked.shard, len(instance))) for k in range(0, len(instance), asked.shard)]
     units = {f"attempts-{k:05d}": block for k, block in enumerate(blocks)}
@@ -219,6 +219,9 @@ def measure(
     run = Run.create(folder, config=config, units=[PUZZLES, *units], optional=also, created=datetime.now(UTC).isoformat(timespec="seconds"))
     if not run.has(PUZZLES):
         run.write(PUZZLES, {"instance": instance})
+    before: Instance = run.read(PUZZLES)["instance"]
+    if not _same(before.inputs, instance.inputs) or not _same(before.targets, instance.targets) or not _same(before.difficulty, instance.difficulty):
+        raise RunError(f"{folder} holds a run on other puzzles of the same names. A run is only continued with the puzzles that it began with. Choose another --out, or remove that folder.")
     mine = [unit for unit in list(units)[part[0] - 1 :: part[1]] if not run.has(unit)]
     for done, unit in enumerate(mine):
         progress(done, len(mine) - done, len(units))
@@ -230,6 +233,10 @@ def measure(
         run.write(unit, {"attempts": replace(runs, origin=replace(runs.origin, seed=asked.seed))})
     progress(len(mine), 0, len(units))
     return run
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b if a is None or b is None else a.equal(b)
 
 
 def attempts_in(run: Run) -> Attempts:

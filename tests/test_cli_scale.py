@@ -11,8 +11,9 @@ from attractorlab import Run, attempt, models, strobe, tasks
 from attractorlab.cli import main
 from attractorlab.dynamics.attempts import Halting
 from attractorlab.dynamics.scaling import same_targets
-from attractorlab.report.scaling import accuracy_table, number, share
+from attractorlab.report.scaling import accuracy_table, number, read_off, share
 from attractorlab.sweep import Measure, Series, attempts_in, own_starts, throughput
+from tests.dynamics.test_attempts import clocked, from_zero, ones
 from tests.test_cli_analysis import fails, printed, said
 
 ASKED = ["scale", "eqr-sudoku-4", "--rows", "12", "--depth", "1,3,8", "--breadth", "1,3", "--time-rows", "0", "--seed", "5", "--threads", "1"]
@@ -95,10 +96,15 @@ def test_the_files_say_what_was_measured(whole):
     for words in ("Accuracy by depth and breadth", "The same with halting", "What halting saves", "Other thresholds", "What scores foretell", "Ticks to a lasting solution", "2 x recursion", "clusters"):
         assert words in page and words in text, words
     lines = printed(*ASKED, "--out", out).splitlines()
+    tables = [line for line in lines if "Kept in" not in line]
+    assert max(map(len, tables)) <= 80 and all(any(word in line.split() for line in lines) for word in facts["grid"]["selectors"]), "what does not fit stands in a table of its own"
+    assert [one["policy"] for one in facts["policies"]] == [f"halt > {k} from tick 1 on, looked at when read" for k in (1, 2, 4, 8)]
+    assert "answers" not in facts, "a Sudoku has one right answer"
     assert "One tick is 2 x recursion" in " ".join(lines) and any(line.split()[:3] == ["depth", "breadth", "ticks"] for line in lines)
     grid = Run(out / "run").read("readings")["grid"]
     head, rows = accuracy_table(grid)
     assert len(rows) == 6 and all(len(row) == len(head) for row in rows)
+    assert [row[-1] == "-" for row in rows] == [True, False] * 3, "one start has no path to depend on"
 
 
 def test_a_number_without_an_interval_says_so():
@@ -120,12 +126,64 @@ def test_halting_and_refill_are_timed_against_all_to_the_end():
         throughput(reasoner, puzzles, replace(asked, halting=None))
 
 
-def test_a_feed_forward_network_has_one_number(tmp_path):
+def twin(path, task, sites, classes):
+    """The file of a feed-forward network that knows nothing."""
     from attractorlab.models import FeedForward, FeedForwardConfig, save
 
-    network = FeedForward(FeedForwardConfig("sudoku-4", 16, 6, width=8, H_cycles=1, L_cycles=1), generator=torch.Generator().manual_seed(0))
-    path = tmp_path / "twin.safetensors"
-    save(network, path, about={})
+    save(FeedForward(FeedForwardConfig(task, sites, classes, width=8, H_cycles=1, L_cycles=1), generator=torch.Generator().manual_seed(0)), path, about={})
+    return path
+
+
+def test_other_thresholds_wait_as_long_as_the_policy_does():
+    runs = attempt(clocked([2] * 12, halts=[3] * 12), from_zero(12), ticks=16, read=range(1, 17), slots=4, halting=Halting(0.0, 8, None), hold=None, targets=ones(12))
+    found = read_off(runs, depth=[16], breadth=[1], level=0.9, cluster=torch.arange(12), difficulty=None, halting=Halting(0.0, 8, None), thresholds=[2.0, 9.0])
+    assert [one.calls.item() for one in found.policies] == [8, 12] and found.policies[0].policy.startswith("halt > 2 from tick 8 on")
+
+
+def test_only_the_stored_of_several_right_answers_counts_and_that_is_said(tmp_path):
+    from attractorlab.cli_scale import _answers
+
+    data = tmp_path / "open.csv"
+    data.write_text("question,answer\n######S..##...##..G######,######Soo##..o##..G######\n")
+    facts = said("scale", twin(tmp_path / "twin.safetensors", "maze-5", 25, 6), "--data", data, "--out", tmp_path / "out")
+    assert facts["answers"] == "1 of the puzzles have several right answers; accuracy counts the stored one alone and calls the others wrong."
+    assert facts["answers"] in (tmp_path / "out" / "scale.md").read_text()
+    maze = tasks.load("maze-5", path=data)
+    runs = attempt(clocked([2, 9], halts=[3, 3]).take([0, 0, 1]), from_zero(3), ticks=4, read=[1, 4], slots=2, halting=None, hold=None, targets=ones(2), verify=lambda rows, answers: answers[..., 0] >= 0)
+    assert _answers(maze, runs)["answers"].endswith("calls the others wrong: 1 of 3 starts end on such a one.")
+
+
+def test_processes_that_begin_together_name_one_command():
+    from attractorlab.cli_scale import _of_all_parts
+
+    for part in ("--part 1/2 --out 'a b'", "--out 'a b' --part=2/2", "--out 'a b'"):
+        assert _of_all_parts(f"attractorlab scale model {part}") == "attractorlab scale model --out 'a b'"
+
+
+def test_a_run_goes_on_with_its_own_puzzles_alone(tmp_path, capsys):
+    data, puzzles = tmp_path / "some.csv", tasks.load("sudoku-4", rows=slice(0, 4))
+    texts = [tasks.to_text(one) for one in puzzles.inputs]
+    argv = ["scale", "eqr-sudoku-4", "--data", data, "--depth", "1", "--breadth", "1", "--time-rows", "0", "--out", tmp_path / "out"]
+    data.write_text("\n".join(["question", *texts[:3], ""]))
+    said(*argv)
+    shutil.rmtree(tmp_path / "out" / "run" / "segments" / "attempts-00000.zarr")
+    data.write_text("\n".join(["question", *texts[1:], ""]))
+    fails(capsys, 4, "other puzzles of the same names", "Choose another --out", argv=argv)
+
+
+def test_a_timing_is_that_of_its_own_run(whole):
+    out = whole[0]
+    kept, argv = out / "throughput.json", [*ASKED, "--out", out]
+    argv[argv.index("--time-rows") + 1] = "2"
+    kept.write_text(json.dumps({"ratio": 999.0, "run": "another"}))
+    timed = said(*argv)["throughput"]
+    assert timed["ratio"] != 999.0 and timed["instances"] == 2
+    assert said(*argv)["throughput"] == timed, "once in a run"
+    kept.unlink()
+
+
+def test_a_feed_forward_network_has_one_number(tmp_path):
+    path = twin(tmp_path / "twin.safetensors", "sudoku-4", 16, 6)
     facts = said("scale", path, "--rows", "20", "--out", tmp_path / "out")
     assert facts["clock"].startswith("none: a feed-forward network has no ticks and no starts")
     assert facts["low"] <= facts["accuracy"] <= facts["high"] and facts["low"] < facts["high"] and facts["puzzles"] == 20
@@ -143,6 +201,9 @@ def test_misuse_is_refused_with_what_to_do(whole, tmp_path, capsys):
     fails(capsys, 2, "--part 3/2", "--part 1/2", argv=[*base, "--part", "3/2"])
     fails(capsys, 2, "--starts none", argv=[*base, "--starts", "none"])
     fails(capsys, 2, "one fixed start", "--starts random", argv=["scale", "trm-sudoku-6", "--rows", "2", "--breadth", "1,2", *out])
+    fails(capsys, 2, "--halt-above nan", "--halt-above 0", argv=[*base, "--halt-above", "nan"])
+    fails(capsys, 2, "--halt-rest -1.0", "above 0", argv=[*base, "--halt-rest", "-1"])
+    fails(capsys, 2, "holds the run of a reasoner", "Choose another --out", argv=["scale", twin(tmp_path / "twin.safetensors", "sudoku-4", 16, 6), "--out", whole[0]])
     fails(capsys, 4, "differs in", "Choose another --out", argv=[*ASKED, "--out", whole[0], "--seed", "6"])
     assert main([*base, "--rows", "99999"]) == 2
     assert not (tmp_path / "never").exists()

@@ -342,6 +342,13 @@ def test_scaling_shows_the_grid_of_each_selector_and_refuses_to_compare_clocks()
     maps = [trace for trace in fig.data if trace.type == "heatmap"]
     assert len(maps) == 2
     assert np.asarray(maps[0].z) == pytest.approx(grid.accuracy[..., 0].T.numpy())
+    for starts, lines in ((1, ["1 start"]), (4, ["residual", "vote"])):
+        cut = {name: getattr(grid, name)[:, :1] for name in ("accuracy", "low", "high", "residual", "spread", "spread_low", "spread_high", "map_calls")}
+        single = plots.scaling(dataclasses.replace(grid, breadth=torch.tensor([starts]), **cut))
+        assert {trace.type for trace in single.data} == {"scatter"}, "one row is no map"
+        drawn = {trace.name: trace for trace in single.data if trace.mode and "markers" in trace.mode}
+        assert list(drawn) == lines and np.asarray(drawn[lines[0]].y) == pytest.approx(grid.accuracy[:, 0, 0].numpy())
+        assert f"accuracy, {starts} start" in single.layout.yaxis.title.text
     with pytest.raises(ValueError, match=r"clocks \['recursion', 'segment'\].*do not compare.*Strobe"):
         plots.scaling_lines({"a": grid, "b": grid_of(clock="segment")})
     with pytest.raises(ValueError, match=r"`frontier` got grids on the clocks \['recursion', 'segment'\].*do not compare"):

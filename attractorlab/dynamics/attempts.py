@@ -26,7 +26,7 @@ class Halting:
     """When a row may leave: its halting value is above `above` after `after` ticks or more; or its residual was below `rest` at each of three ticks.
 
     Args:
-        above: The halting value, a logit, must exceed it: 0 as published.
+        above: The halting value, a logit, must exceed it: 0 as published for EqR and TRM. HRM's published rule compares it with a second value, `continue`, which is not looked at here.
         after: Ticks before which no row leaves.
         rest: Relative residual below which a row leaves as well; None for the halting value alone.
     """
@@ -67,7 +67,9 @@ def attempt(
         slots: Rows that are computed at a time; see `slots_for`.
         halting: The policy whose halting tick is recorded; the row goes on. None where the map reads out no `halt`.
         hold: Relative residual, near the rounding floor, below which a row at three ticks in a row is held as it is, provided that over all ticks left, at the pace of the last one, no
-            site could change its class and the halting value could not cross its threshold. It assumes that a row at rest does not speed up again. None follows such rows to the end.
+            site could change its class and the halting value could not cross its threshold; not before the policy's first tick and, where it has a `rest`, not before it let the row go.
+            It assumes that a row at rest does not speed up again, which nothing proves: it may sit beside a saddle. The scores of a held row stay as they were, so that among rows at rest
+            residual and logit change are rounding, and a higher threshold that its halting value would have crossed later is not seen. None follows such rows to the end.
         targets: The right answers, one row per instance.
         verify: Whether answers obey the rules of the task, for the column `valid`.
 
@@ -113,7 +115,8 @@ def elastic(
 def halted(runs: Attempts) -> Attempts:
     """What `elastic` would have given, from rows that were followed to the end: each as it was at its halting tick.
 
-    A row does not feel the rows beside it, so that nothing needs to be run again; `computed` says what was.
+    A row does not feel the rows beside it, so that nothing needs to be run again; `computed` says what was. `first_solved` and `stays_solved` remain those of the rows followed to
+    the end, which `elastic` cannot know.
 
     Raises:
         ValueError: If no halting was recorded.
@@ -139,6 +142,7 @@ def under(runs: Attempts, halting: Halting) -> Attempts:
     """The same runs under another halting policy, which looks at a row at the ticks read alone: what it would have done between them is not known.
 
     Its halting ticks are therefore ticks that were read, at or after those of a policy that looks at every tick. `rest` is taken of the mean residual over the last three ticks.
+    Of a row that it does not let go, `at_halt` is what was read last. `final_at_halt` is −1 at every site where the answer at the halting was not kept: there its fingerprint alone is known.
 
     Raises:
         ValueError: If the runs were left at their halting, or have no halting value.
@@ -156,10 +160,16 @@ def under(runs: Attempts, halting: Halting) -> Attempts:
     stops = goes.any(0)
     row = torch.arange(len(first))
     seen = {name: vars(runs)[name] for name in AT_READS}
+    anew = stops | (runs.halt_tick >= 0)  # any other was read at the last tick, and still is
+    at_halt = {name: torch.where(anew, values[first, row], runs.at_halt[name]) for name, values in seen.items() if values is not None}
+    then = torch.full_like(runs.final, -1)
+    for mark, known in ((runs.at_halt["answer"], runs.final_at_halt), (fingerprint(runs.final), runs.final)):
+        then = torch.where((at_halt["answer"] == mark)[:, None], known, then)
     return replace(
         runs,
         halt_tick=torch.where(stops, runs.read[first], -1),
-        at_halt={name: torch.where(stops, values[first, row], runs.at_halt[name]) for name, values in seen.items() if values is not None},
+        at_halt=at_halt,
+        final_at_halt=then,
         policy=f"{halting}, looked at when read",
     )
 
@@ -184,7 +194,20 @@ def spaced(ticks: int, *, also: Sequence[int] = ()) -> list[int]:
 
 
 def joined(parts: Sequence[Attempts]) -> Attempts:
-    """Attempts at different instances as one, side by side."""
+    """Attempts at different instances as one, side by side.
+
+    Raises:
+        ValueError: If there are none, or they were not made alike: of one model, clock and policy, read at the same ticks.
+    """
+    kinds = {
+        (one.clock, one.ticks, *one.read.tolist(), one.elastic, one.policy, one.held.partition(" at 3 ticks")[0], one.origin.weights, one.origin.dtype, one.final.shape[1], *(vars(one)[name] is None for name in AT_READS))
+        for one in parts
+    }
+    if len(kinds) != 1:
+        raise ValueError(
+            f"`joined` got {len(parts)} attempts of {len(kinds)} kinds. Only rows of one model, clock and policy, read at the same ticks, stand side by side. "
+            "Make all of them by `attempt` with the same arguments."
+        )
     first = parts[0]
     axes = dict.fromkeys(AT_READS, 1) | {name: 0 for name, dims in dims_of(Attempts).items() if dims[0] == "row" and name != "at_halt"}
     present: dict[str, Any] = {name: torch.cat([vars(part)[name] for part in parts], dim=axis) for name, axis in axes.items() if vars(first)[name] is not None}
@@ -192,6 +215,7 @@ def joined(parts: Sequence[Attempts]) -> Attempts:
         first,
         **present,
         at_halt={name: torch.cat([part.at_halt[name] for part in parts]) for name in first.at_halt},
+        origin=replace(first.origin, device=", ".join(sorted({part.origin.device for part in parts}))),
     )
 
 
@@ -217,7 +241,8 @@ def _followed(
             "Use ticks=64, read=spaced(64), slots=slots_for(z)."
         )
     if hold is not None:
-        check_tol(hold, next(iter(z.values())).dtype, name)
+        for leaf in z.values():
+            check_tol(hold, leaf.dtype, name, named="hold")
     if targets is not None and (targets.ndim != 2 or len(targets) <= int(instance.max())):
         raise ValueError(
             f"`{name}` got targets of shape {tuple(targets.shape)} for instances up to {int(instance.max())}. Targets are one row of sites per instance. Pass the `targets` that were bound."
@@ -262,7 +287,7 @@ def _noun(
         ticks=run.ticks,
         elastic=leave,
         policy="" if halting is None else str(halting),
-        held=HELD if hold is None else f"{HELD}, or residual < {hold:g} at 3 ticks and no answer within reach",
+        held=HELD if hold is None else f"{HELD}, or residual < {hold:g} at 3 ticks and no other answer within reach at that pace, which is no proof that none comes",
         clock=f.clock,
         origin=f.origin,
     )

@@ -31,7 +31,7 @@ def rows_at_once(z: State) -> int:
     return max(8, (CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK) // trees.size(z) // 8 * 8)
 
 
-def check_tol(tol: float, dtype: torch.dtype, caller: str) -> None:
+def check_tol(tol: float, dtype: torch.dtype, caller: str, *, named: str = "tol") -> None:
     """Refuse a tolerance that rounding in `dtype` cannot reach, or that no state could miss.
 
     Raises:
@@ -39,11 +39,11 @@ def check_tol(tol: float, dtype: torch.dtype, caller: str) -> None:
     """
     floor = FLOOR[dtype]
     if tol >= 1:
-        raise ValueError(f"`{caller}` got tol={tol}. A tick that moves the state by its own length is not at rest. Use a tol below 1, such as 1e-4.")
+        raise ValueError(f"`{caller}` got {named}={tol}. A tick that moves the state by its own length is not at rest. Use a {named} below 1, such as 1e-4.")
     if not tol >= floor:
         raise ValueError(
-            f"`{caller}` got tol={tol} for states in {str(dtype).removeprefix('torch.')}. Rounding alone leaves a relative residual of about {floor:g}. "
-            f"Use tol={floor:g} or more, or cast model and state to float64."
+            f"`{caller}` got {named}={tol} for states in {str(dtype).removeprefix('torch.')}. Rounding alone leaves a relative residual of about {floor:g}. "
+            f"Use {named}={floor:g} or more, or cast model and state to float64."
         )
 
 

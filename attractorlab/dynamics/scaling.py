@@ -63,7 +63,7 @@ def scaling(
     Raises:
         ValueError: If the instances have no targets, or a depth or breadth is below 1.
     """
-    _check_sizes(depth, breadth)
+    _check_sizes(depth, breadth, "scaling")
     if instance.targets is None:
         raise ValueError("`scaling` got instances without targets. Accuracy needs the right answers. Load puzzles that have them.")
     f = strobe(reasoner.bind(instance), every).take(repeat_rows(len(instance), max(breadth)))
@@ -73,7 +73,7 @@ def scaling(
     runs = attempt(
         f, z, ticks=max(depth), read=depth, slots=slots_for(z), halting=PUBLISHED if halts else None, hold=None, targets=instance.targets, verify=verify
     )
-    return scaling_grid(runs, depth=depth, breadth=breadth, select=select, level=level, cluster=cluster)
+    return _grid(runs, depth, breadth, select, level, cluster, caller="scaling")
 
 
 def scaling_of(
@@ -91,12 +91,12 @@ def scaling_of(
     Raises:
         ValueError: If the run does not reach the depth or breadth asked for, or is not rectangular.
     """
-    _check_sizes(depth, breadth)
+    _check_sizes(depth, breadth, "scaling_of")
     if not max(depth) < len(traj.ticks):
         raise ValueError(
             f"`scaling_of` got depth {list(depth)} for a run of {len(traj.ticks) - 1} ticks. Depth ends with the run. Ask for less, or record more."
         )
-    return scaling_grid(_attempts_of(traj, targets, sorted(set(depth))), depth=depth, breadth=breadth, select=select, level=level, cluster=cluster)
+    return _grid(_attempts_of(traj, targets, sorted(set(depth))), depth, breadth, select, level, cluster, caller="scaling_of")
 
 
 def scaling_grid(
@@ -124,22 +124,30 @@ def scaling_grid(
     Raises:
         ValueError: If the runs were not read at a depth, have fewer starts than a breadth, have no targets, or are not rectangular.
     """
-    _check_sizes(depth, breadth)
+    return _grid(runs, depth, breadth, select, level, cluster, caller="scaling_grid")
+
+
+def _grid(
+    runs: Attempts, depth: Sequence[int], breadth: Sequence[int], select: Sequence[Select], level: float, cluster: Int[Tensor, " instance"] | None, *, caller: str
+) -> ScalingGrid:
+    """The grid; errors are those of `caller`."""
+    _check_sizes(depth, breadth, caller)
     if runs.solved is None:
-        raise ValueError("`scaling_grid` got runs without targets. Accuracy needs the right answers. Run `attempt` with targets=....")
+        raise ValueError(f"`{caller}` got runs without targets. Accuracy needs the right answers. Run `attempt` with targets=....")
     unread = sorted(set(depth) - set(runs.read.tolist()))
     if unread:
-        raise ValueError(f"`scaling_grid` got depth {unread[0]} for runs read at {runs.read.tolist()}. What lies between was not kept. Read the depths: attempt(..., read=depth).")
+        raise ValueError(f"`{caller}` got depth {unread[0]} for runs read at {runs.read.tolist()}. What lies between was not kept. Read the depths: attempt(..., read=depth).")
     kinds, counts = torch.unique(runs.instance, return_counts=True)
     if bool((counts != counts[0]).any()):
         raise ValueError(
-            f"`scaling_of` got between {int(counts.min())} and {int(counts.max())} starts an instance. A grid needs as many for every one. Record a rectangular run."
+            f"`{caller}` got between {int(counts.min())} and {int(counts.max())} starts an instance. A grid needs as many for every one. "
+            "Make the rows by f.take(repeat_rows(instances, starts))."
         )
     n, starts = len(kinds), int(counts[0])
     if max(breadth) > starts:
-        raise ValueError(f"`scaling_of` got breadth {list(breadth)} for a run of {starts} starts. Breadth ends with the starts. Ask for less, or record more.")
+        raise ValueError(f"`{caller}` got breadth {list(breadth)} for a run of {starts} starts. Breadth ends with the starts. Ask for less, or follow more.")
     if cluster is not None and len(cluster) != n:
-        raise ValueError(f"`scaling_grid` got {len(cluster)} clusters for {n} instances. Each instance belongs to one. Pass one number for each instance, in order.")
+        raise ValueError(f"`{caller}` got {len(cluster)} clusters for {n} instances. Each instance belongs to one. Pass one number for each instance, in order.")
     solved, residual, last = (runs.by_instance(name) for name in ("solved", "residual", "last_tick"))
     more = {name: runs.by_instance(name) for name in ("answer", "halt", "logit_change", "valid", "halt_tick") if vars(runs)[name] is not None}
     names = ("mean", *[_name(one) for one in select], "any")
@@ -191,10 +199,10 @@ def same_targets(targets: Int[Tensor, "instance site"]) -> Int[Tensor, " instanc
     return torch.unique(targets, dim=0, return_inverse=True)[1]
 
 
-def _check_sizes(depth: Sequence[int], breadth: Sequence[int]) -> None:
+def _check_sizes(depth: Sequence[int], breadth: Sequence[int], caller: str) -> None:
     if not depth or not breadth or min([*depth, *breadth]) < 1:
         raise ValueError(
-            f"`scaling` got depth {list(depth)} and breadth {list(breadth)}. Both hold numbers from 1. Use depth=[1, 4, 16], breadth=[1, 4]."
+            f"`{caller}` got depth {list(depth)} and breadth {list(breadth)}. Both hold numbers from 1. Use depth=[1, 4, 16], breadth=[1, 4]."
         )
 
 
@@ -204,9 +212,14 @@ def _attempts_of(traj: Trajectory, targets: Tensor, read: list[int]) -> Attempts
     answer = traj.readouts["answer"].flatten(2)
     ticks = len(traj.ticks) - 1
 
-    def windows(values: Float[Tensor, "time row"]) -> Float[Tensor, "read row"]:
+    # Of a lost row a recording ends before the tick that `attempt` ends with, at which it was lost.
+    lost = (traj.result == Result.DIVERGED.code) | (traj.result == Result.NONFINITE.code)
+    end = torch.where(lost, traj.last_tick + 1, ticks)
+
+    def windows(values: Float[Tensor, "time row"], read: Sequence[int]) -> Float[Tensor, "read row"]:
         # The residuals of the ticks before d: they are known, as displacements, when tick d is reached.
-        return torch.stack([values[max(0, d - WINDOW) : d].mean(0) for d in read])
+        means = torch.stack([values[max(0, d - WINDOW) : d].mean(0) for d in read])
+        return torch.where(lost & (torch.tensor(list(read))[:, None] >= end), torch.nan, means)
 
     halt, change = traj.readouts.get("halt"), traj.readouts.get("logit_change")
     goes = torch.zeros_like(solved[1:]) if halt is None else halt[1:] > PUBLISHED.above
@@ -217,24 +230,26 @@ def _attempts_of(traj: Trajectory, targets: Tensor, read: list[int]) -> Attempts
     seen: dict[str, Any] = {
         "answer": torch.stack([fingerprint(answer[d]) for d in read]),
         "solved": solved[read],
-        "residual": windows(traj.residual),
-        "logit_change": None if change is None else windows(change[1:]),
+        "residual": windows(traj.residual, read),
+        "logit_change": None if change is None else windows(change[1:], read),
         "halt": None if halt is None else halt[read].double(),
     }
-    whole = {"solved": solved, "residual": traj.residual, "logit_change": change, "halt": halt}
+    means = {"residual": traj.residual} | ({} if change is None else {"logit_change": change[1:]})
+    each = {name: windows(values, range(1, ticks + 1)) for name, values in means.items()}
+    whole = {"solved": after, "halt": None if halt is None else halt[1:], **each}
     unsolved = len(after) - after.flip(0).int().cumprod(0).sum(0)
     return Attempts(
         read=torch.tensor(read),
         **seen,
         valid=None,
-        at_halt={"answer": fingerprint(answer[at, row])} | {name: values[at, row] for name, values in whole.items() if values is not None},
+        at_halt={"answer": fingerprint(answer[at, row])} | {name: values[at - 1, row] for name, values in whole.items() if values is not None},
         halt_tick=halt_tick,
         first_solved=torch.where(after.any(0), after.int().argmax(0) + 1, -1),
         stays_solved=torch.where(after[-1], unsolved + 1, -1),
         final=answer[-1],
         final_at_halt=answer[at, row],
-        last_tick=torch.full_like(at, ticks),
-        computed=traj.last_tick.clamp(max=ticks),
+        last_tick=end,
+        computed=torch.where(lost, end, traj.last_tick.clamp(max=ticks)),
         result=torch.where(traj.result == Result.CONVERGED.code, Result.COMPLETED.code, traj.result),
         instance=traj.instance,
         start=traj.start,

@@ -45,9 +45,10 @@ def by_logit_change(c: Candidates) -> Int[Tensor, " instance"]:
 
 
 def by_vote(c: Candidates) -> Int[Tensor, " instance"]:
-    """A start with the most frequent whole answer; of equally frequent ones, that of the lowest start number."""
+    """A start with the most frequent whole answer; of equally frequent ones, that of the lowest start number. Lost starts, whose residual is NaN, have no answer and do not vote."""
+    lost = c.residual.isnan()
     votes = (c.answer[:, :, None] == c.answer[:, None, :]).sum(2)
-    return votes.argmax(1)
+    return votes.masked_fill(lost, 0).argmax(1)
 
 
 def by_halt(c: Candidates) -> Int[Tensor, " instance"]:

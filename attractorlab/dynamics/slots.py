@@ -37,7 +37,7 @@ class Slots:
         self._read = torch.tensor(self.read, device=self.device)
         self._halt, self._last, self._trash = len(read), len(read) + 1, len(read) + 3
         self._table: dict[str, Tensor] = {}
-        self._row = {name: self._blank(-1) for name in ("first", "since", "stopped", "ended")} | {"result": self._blank(FOLLOWED)}
+        self._row = {name: self._blank(-1) for name in ("first", "since", "stopped", "ended", "known")} | {"result": self._blank(FOLLOWED)}
 
     def stop_at(self, *, above: float, after: int, rest: float | None) -> None:
         """Record, or leave at, the first tick at which a row may stop."""
@@ -97,6 +97,8 @@ class Slots:
                 low = torch.zeros_like(fine) if self.rest is None else (moves < self.rest).all(0) & (age >= WINDOW)
                 stop = stop & (low if halting is None else low | (halting > self.above))
                 stopped = torch.where(stop, age, stopped)
+                # What the policy will do is settled once it has let a row go, or by the halting value alone from its first tick on: nothing is said of when a residual will be low.
+                still = still & ((stopped >= 0) | ((age >= self.after) & (self.rest is None)))
             busy = job < n
             self._write(
                 job,
@@ -115,7 +117,7 @@ class Slots:
             code = torch.where(leaving, torch.where(age < self.ticks, Result.HALTED.code, FOLLOWED), torch.where(age >= self.ticks, FOLLOWED, Result.CONVERGED.code))
             code = torch.where(fine, code, torch.where(trees.finite(new), Result.DIVERGED.code, Result.NONFINITE.code))
             at = torch.where(ended, job, n)
-            for name, values in {"first": first, "since": since, "stopped": stopped, "ended": age, "result": code}.items():
+            for name, values in {"first": first, "since": since, "stopped": stopped, "ended": age, "known": known.long(), "result": code}.items():
                 self._row[name][at] = values
             older, z, halt = z, new, halting
             done = done + ended.sum()
@@ -140,8 +142,7 @@ class Slots:
         asked = torch.tensor([*self.read, self.ticks, self.ticks])
         ended, stopped = self.computed(), self.halt_tick()
         # A row that returns to the bit goes on in step with its two last ticks; any other keeps the last one.
-        held = (self.result() == Result.CONVERGED.code)[:, None]
-        column = self._last + torch.where(held, asked[None], ended[:, None]) % 2
+        column = self._last + torch.where(self._returns()[:, None], asked[None], ended[:, None]) % 2
         place = torch.cat([torch.arange(len(self.read)), torch.tensor([self._halt, self._last])])
         written = (asked[None] <= ended[:, None]).index_fill(1, torch.tensor([len(self.read), len(self.read) + 1]), False)
         written[:, len(self.read)] = stopped >= 0
@@ -176,8 +177,12 @@ class Slots:
         if self.targets is None:
             return None
         both = self._table["solved"][: self.n, self._last : self._last + 2].cpu()
-        swings = (self.result() == Result.CONVERGED.code) & (both[:, 0] != both[:, 1])
+        swings = self._returns() & (both[:, 0] != both[:, 1])
         return torch.where(swings, torch.where(both[:, self.ticks % 2], self.ticks, -1), self._of("since"))
+
+    def _returns(self) -> Bool[Tensor, " row"]:
+        """Which rows left early because they return to the bit."""
+        return (self.result() == Result.CONVERGED.code) & (self._of("known") == 1)
 
     def _take(self, job: Int[Tensor, " slot"]) -> tuple[State, LatentMap]:
         """The starts of these rows, and the map with their drive; an idle slot works on the last row once more."""
@@ -201,8 +206,8 @@ class Slots:
     def _still(self, logits: Tensor, lengths: Tensor, halting: Tensor | None, before: Tensor | None, age: Tensor) -> Bool[Tensor, " slot"]:
         """Whether no site can change its class, nor the halting value cross its threshold, in the ticks left at the pace of the last one."""
         left = (self.ticks - age).float()
-        top = logits.float().topk(2, dim=-1).values
-        gap = (top[..., 0] - top[..., 1]).reshape(len(logits), -1).amin(1)
+        top = logits.topk(min(2, logits.shape[-1]), dim=-1).values  # in the precision of the logits: in a coarser one a gap may open
+        gap = (top[..., 0] - top[..., 1]).float().reshape(len(logits), -1).amin(1) if logits.shape[-1] > 1 else torch.full_like(left, torch.inf)
         still = left * 2**0.5 * lengths.amax(1) < gap
         if halting is not None and before is not None and self.stops:
             still &= left * (halting - before).abs() < (halting - self.above).abs()

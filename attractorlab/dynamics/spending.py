@@ -18,7 +18,7 @@ def halting_gain(runs: Attempts, *, depth: list[int], level: float, cluster: Int
     """What the halting policy saves at each depth: accuracy with and without it, ticks taken, and the ticks that equal accuracy takes without it.
 
     The runs are followed to the end; rows with halting are the same rows, read at their halting. Accuracy without halting is known at the ticks read alone: `spaced` lays them
-    within a fifth of each other.
+    within a quarter of each other, where they are not neighbours.
 
     Args:
         runs: With targets and a policy, not `elastic`.
@@ -35,10 +35,11 @@ def halting_gain(runs: Attempts, *, depth: list[int], level: float, cluster: Int
     reads = runs.read.tolist()
     if not set(depth) <= set(reads):
         raise ValueError(f"`halting_gain` got depth {depth} for runs read at {reads}. What lies between was not kept. Read the depths: attempt(..., read=depth).")
-    left = halted(runs).solved
+    gone = halted(runs)
+    left = gone.solved
     assert left is not None
     at = torch.tensor([reads.index(d) for d in depth])
-    took = torch.stack([torch.where(runs.halt_tick < 0, runs.ticks, runs.halt_tick).clamp(max=d) for d in depth]).double()
+    took = torch.stack([gone.last_tick.clamp(max=d) for d in depth]).double()
     group = _groups(runs, cluster)
     n, k = len(depth), len(reads)
     with_halting, without = left[at].double(), solved.double()
@@ -65,10 +66,10 @@ def halting_gain(runs: Attempts, *, depth: list[int], level: float, cluster: Int
     calls_low, calls_high = _limits(spent, level, len(counts))
     difference = torch.from_numpy(point[2 * n + k :])
     difference_low, difference_high = _limits(drawn[:, 2 * n + k :], level, len(counts))
-    # Where no draw differs from another, as many clusters may differ as Wilson's interval leaves of those seen to differ, none.
-    unseen = float(wilson(torch.tensor(0), torch.tensor(len(counts)), level=level)[1])
-    difference_low = torch.where(difference_low.isnan(), (difference - unseen).clamp(min=-1), difference_low)
-    difference_high = torch.where(difference_high.isnan(), (difference + unseen).clamp(max=1), difference_high)
+    of_cluster = torch.from_numpy(sums[2 * n + k :] / counts)
+    unsure = difference_low.isnan()
+    low_else, high_else = _differences(difference, of_cluster, level)
+    difference_low, difference_high = torch.where(unsure, low_else, difference_low), torch.where(unsure, high_else, difference_high)
     return HaltingGain(
         depth=torch.tensor(depth),
         accuracy=accuracy,
@@ -131,9 +132,9 @@ def foresight(runs: Attempts, *, read: list[int], level: float, cluster: Int[Ten
     for i, k in enumerate(places):
         waiting = ~solved[k]
         for j, score in enumerate(scores.values()):
-            everywhere[i, j] = torch.tensor(cluster_auc(score[k], in_the_end, group, level=level))
+            everywhere[i, j] = torch.tensor(cluster_auc(score[k], in_the_end, group, level=level), dtype=torch.float64)
             if bool(waiting.any()):
-                ahead[i, j] = torch.tensor(cluster_auc(score[k][waiting], in_the_end[waiting], group[waiting], level=level))
+                ahead[i, j] = torch.tensor(cluster_auc(score[k][waiting], in_the_end[waiting], group[waiting], level=level), dtype=torch.float64)
     waiting = ~solved[places]
     return Foresight(
         read=torch.tensor(read),
@@ -163,18 +164,23 @@ def solve_times(
     Args:
         runs: With targets, followed to the end.
         difficulty: Of the instances, in the order of their numbers; None for one bin of all.
-        bins: Bins of about equally many instances; fewer where many share a difficulty.
+        bins: 1 or more bins of about equally many instances; fewer where many share a difficulty.
         level: Coverage of the intervals, which redraw clusters of instances.
         cluster: As in `scaling_grid`.
 
     Raises:
-        ValueError: If there are no targets, or the runs were left at their halting.
+        ValueError: If there are no targets, the runs were left at their halting, or there is not one difficulty for each instance.
     """
     _solved(runs, "solve_times")
     if runs.elastic:
         raise ValueError("`solve_times` got runs that were left at their halting. Whether a row stays solved is seen later. Use `attempt`, which follows rows to the end.")
     stays = _stays(runs)
-    _, place = torch.unique(runs.instance, return_inverse=True)
+    kinds, place = torch.unique(runs.instance, return_inverse=True)
+    if bins < 1 or (difficulty is not None and (len(difficulty) != len(kinds) or not bool(difficulty.isfinite().all()))):
+        raise ValueError(
+            f"`solve_times` got bins={bins} and {'no' if difficulty is None else len(difficulty)} difficulties for {len(kinds)} instances. There is one bin or more, and one finite number for each "
+            "instance, in order. Use bins=4 and the `difficulty` of those instances, or difficulty=None."
+        )
     known = torch.zeros(int(place.max()) + 1, dtype=torch.float64) if difficulty is None else difficulty.double()
     edges = torch.unique(torch.quantile(known, torch.linspace(0, 1, bins + 1, dtype=torch.float64)))
     which = torch.bucketize(known, edges[1:-1])  # up to an edge is below it
@@ -236,6 +242,18 @@ def _groups(runs: Attempts, cluster: Int[Tensor, " instance"] | None) -> Int[Ten
     if cluster is not None and len(cluster) != len(kinds):
         raise ValueError(f"A reading of attempts got {len(cluster)} clusters for {len(kinds)} instances. Each instance belongs to one. Pass one number for each instance, in order.")
     return place if cluster is None else cluster[place]
+
+
+def _differences(mean: Float[Tensor, " value"], of_cluster: Float[Tensor, "value cluster"], level: float) -> tuple[Float[Tensor, " value"], Float[Tensor, " value"]]:
+    """Wilson's intervals for means of differences between −1 and 1, for few clusters or clusters that are all alike.
+
+    Of alike ones, as many of the unseen may differ as Wilson's interval leaves of those seen to differ, none. Else half of 1 + the difference is a share: conservative.
+    """
+    n = torch.tensor(of_cluster.shape[1])
+    alike = (of_cluster.amax(1) - of_cluster.amin(1)) < 1e-12
+    unseen = float(wilson(torch.tensor(0), n, level=level)[1])
+    low, high = wilson((1 + mean) / 2 * n, n, level=level)
+    return torch.where(alike, (mean - unseen).clamp(min=-1), 2 * low - 1), torch.where(alike, (mean + unseen).clamp(max=1), 2 * high - 1)
 
 
 def _limits(drawn: NDArray[np.float64], level: float, clusters: int, *, dull: bool = False) -> tuple[Float[Tensor, " value"], Float[Tensor, " value"]]:

@@ -30,10 +30,15 @@ _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def scaling(grid: ScalingGrid) -> go.Figure:
-    """Accuracy over depth (ticks) and breadth (starts), one row of panels for each selector: a heat map, and lines with intervals."""
+    """Accuracy over depth (ticks) and breadth (starts), one row of panels for each selector: a heat map, and lines with intervals.
+
+    Of one breadth there is one panel with a line for each selector; with one start they are all the same line.
+    """
     title, facts = "Accuracy by depth and breadth", _facts(grid)
     if not grid.accuracy.numel() or not grid.instances:
         return nothing(title, reason="the grid is empty", facts=facts)
+    if len(grid.breadth) == 1:
+        return finish(_one_breadth(grid), title=title, facts=facts)
     k = len(grid.selectors)
     depth, breadth = array(grid.depth), array(grid.breadth)
     accuracy, low, high, residual = (array(part) for part in (grid.accuracy, grid.low, grid.high, grid.residual))
@@ -68,6 +73,22 @@ def scaling(grid: ScalingGrid) -> go.Figure:
         fig.update_yaxes(title="accuracy", tickformat=".0%", range=[-0.03, 1.03], row=s + 1, col=2)
     fig.update_layout(coloraxis=dict(colorscale=SEQUENTIAL, cmin=0, cmax=1, showscale=False))
     return finish(fig, title=title, facts=facts, height=180 + 290 * k)
+
+
+def _one_breadth(grid: ScalingGrid) -> go.Figure:
+    """Lines over depth, where there is nothing to lay out in two directions."""
+    fig, depth, starts = go.Figure(), array(grid.depth), int(grid.breadth[0])
+    look = styles(grid.selectors)
+    for s, selector in enumerate(grid.selectors[:1] if starts == 1 else grid.selectors):
+        name = counted(1, "start") if starts == 1 else plain(selector)
+        low, high = array(grid.low[:, 0, s]), array(grid.high[:, 0, s])
+        more = np.stack([low, high, array(grid.residual[:, 0, s]), array(grid.map_calls[:, 0])], -1)
+        hover = "depth %{x}: %{y:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]<br>mean residual %{customdata[2]:.1e}, %{customdata[3]:,.4~g} map calls"
+        add_band(fig, x=depth, low=low, high=high, colour=look[selector].colour, group=name)
+        add_line(fig, depth, array(grid.accuracy[:, 0, s]), style=look[selector], name=name, legend=True, hover=hover, more=more)
+    fig.update_xaxes(title=f"depth (ticks, clock: {plain(grid.clock)})", **_scale(depth))
+    fig.update_yaxes(title=f"accuracy, {counted(starts, 'start')}", tickformat=".0%", range=[-0.03, 1.03])
+    return fig
 
 
 def scaling_lines(grids: Mapping[str, ScalingGrid]) -> go.Figure:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ SELECTORS = {
     "vote": "the most frequent whole answer",
     "halt": "highest halting logit",
     "first_halt": "fewest ticks to halting, then lowest residual",
-    "verifier": "an answer that obeys the rules, no target read; on puzzles of one solution it equals any",
+    "verifier": "an answer that obeys the rules, no target read; on puzzles of one solution it equals any, on others it may choose a right answer that is not the stored one",
     "any": "an oracle that knows the target: the ceiling",
 }
 
@@ -52,9 +52,10 @@ def read_off(
     level: float,
     cluster: Int[Tensor, " instance"],
     difficulty: Float[Tensor, " instance"] | None,
+    halting: Halting | None,
     thresholds: Sequence[float],
 ) -> Scaled:
-    """Every reading of attempts: the grid, the same with halting, what halting saves, at other `thresholds` too, what scores foretell, and how long solving takes."""
+    """Every reading of attempts: the grid, the same with halting, what halting saves, at other `thresholds` of `halting` too, what scores foretell, and how long solving takes."""
     select: list[Select] = [by_residual]
     if runs.logit_change is not None:
         select.append(by_logit_change)
@@ -77,7 +78,7 @@ def read_off(
         foresight=foresight(runs, read=told, level=level, cluster=cluster),
         times=solve_times(runs, difficulty=difficulty, bins=BINS, level=level, cluster=cluster),
         policies=tuple(
-            halting_gain(under(runs, Halting(above=one, after=1, rest=None)), depth=[runs.ticks], level=level, cluster=cluster) for one in thresholds if runs.halt is not None and runs.policy
+            halting_gain(under(runs, replace(halting, above=one)), depth=[runs.ticks], level=level, cluster=cluster) for one in thresholds if runs.halt is not None and halting is not None
         ),
     )
 
@@ -107,7 +108,8 @@ def accuracy_table(grid: ScalingGrid) -> tuple[tuple[str, ...], list[tuple[str, 
     for i, d in enumerate(grid.depth.tolist()):
         for j, b in enumerate(grid.breadth.tolist()):
             cells = [share(grid.accuracy[i, j, s], grid.low[i, j, s], grid.high[i, j, s]) for s in range(len(grid.selectors))]
-            lines.append((str(d), str(b), f"{float(grid.map_calls[i, j]):.4g}", *cells, share(grid.spread[i, j], grid.spread_low[i, j], grid.spread_high[i, j])))
+            spread = "-" if b == 1 else share(grid.spread[i, j], grid.spread_low[i, j], grid.spread_high[i, j])
+            lines.append((str(d), str(b), f"{float(grid.map_calls[i, j]):.4g}", *cells, spread))
     return head, lines
 
 
@@ -169,7 +171,7 @@ def scaling_page(title: str, about: Mapping[str, Any], found: Scaled) -> str:
     """The measurement as a page with figures."""
     drawn = {
         ACCURACY: [
-            (plots.scaling(found.grid), "Depth is ticks, breadth is starts; each row of panels is one way to choose among the starts."),
+            (plots.scaling(found.grid), "Depth is ticks." if len(found.grid.breadth) == 1 else "Depth is ticks, breadth is starts; each row of panels is one way to choose among the starts."),
             (plots.frontier(found.grid, found.elastic), "A line joins the cells that no cheaper one equals."),
         ],
         SCORES: [(plots.foresight(found.foresight), "On the right, rows that are solved already when the score is read are left out.")],
@@ -192,7 +194,7 @@ def _chapters(found: Scaled) -> list[tuple[str, str, tuple[tuple[str, ...], list
     parts = [
         (
             ACCURACY,
-            f"Every start followed for depth ticks; one tick is {g.clock}. {level}. {words}. Path dependence: mean over instances of |accuracy over the starts − accuracy of the first|.",
+            f"Every start followed for depth ticks; one tick is {g.clock}. {level}. {words}. Path dependence: mean over instances of |accuracy over the starts − accuracy of the first|, a dash with one start.",
             accuracy_table(g),
         )
     ]
@@ -211,9 +213,9 @@ def _chapters(found: Scaled) -> list[tuple[str, str, tuple[tuple[str, ...], list
         parts.append(
             (
                 "Other thresholds",
-                "The same for other thresholds of the halting logit, looked at only at the ticks that were read. To choose one by what it does here and to report it on the same puzzles "
+                "The same for other thresholds of the halting logit, looked at only at the ticks that were read; a row that was held keeps its halting logit from then on. To choose one by what it does here and to report it on the same puzzles "
                 "flatters it: choose on others.",
-                (("policy", *head), [(one.policy.partition(",")[0], *row) for one in found.policies for row in gain_table(one)[1]]),
+                (("policy", *head), [(one.policy.removesuffix(", looked at when read"), *row) for one in found.policies for row in gain_table(one)[1]]),
             )
         )
     told = found.foresight

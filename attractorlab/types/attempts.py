@@ -20,7 +20,7 @@ class Attempts(HasRows):
 
     A row ends at `last_tick`: at its halting where `policy` was followed (`elastic`), else with the last tick; `computed` counts the ticks that were really computed, which are fewer where
     a row at rest was held. `result` is COMPLETED (followed to the last tick), HALTED (left by the policy), CONVERGED (held: see `held`), DIVERGED or NONFINITE. Reads after the end of a row repeat
-    its last values; of a lost row the answer is −1 at every site, so never solved, and the numbers are NaN.
+    its last values, or, where its state returns to the bit every second tick, go on with the two; of a lost row the answer is −1 at every site, so never solved, and the numbers are NaN.
     """
 
     read: Int[Tensor, " read"]

@@ -109,7 +109,8 @@ class Convergence(HasRows):
 class ScalingGrid:
     """Accuracy and residual over depth (ticks) x breadth (starts) x selector, with intervals over clusters of instances.
 
-    `map_calls` is what one instance costs in ticks of the clock: depth x breadth, or, where rows left by the halting `policy`, what they took on average ("" for no policy).
+    `map_calls` is what one instance costs in ticks of the clock: depth x breadth, or, where rows left by the halting `policy`, what they took on average ("" for no policy);
+    a start that was lost costs the ticks up to its loss.
     `spread` is the path dependence of the paper, mean over instances of |accuracy over B starts − accuracy of the first|. Of `instances`, those that share a cluster are
     not independent: `clusters` is the number that the intervals rest on.
     """

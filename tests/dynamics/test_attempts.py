@@ -10,6 +10,7 @@ import torch
 
 from attractorlab import Halting, Result, attempt, elastic, halted, only_last, trace
 from attractorlab.dynamics.attempts import fingerprint, joined, slots_for, spaced
+from attractorlab.dynamics.slots import Slots
 from attractorlab.maps import LatentMap
 from attractorlab.types import Attempts
 
@@ -125,6 +126,27 @@ def test_neither_the_order_of_the_queue_nor_the_slots_change_a_bit(generator, le
         assert getattr(moved, name).equal(getattr(runs, name)[order]), name
 
 
+def test_a_device_that_is_not_asked_gives_the_same_bits(generator, monkeypatch):
+    class Elsewhere(str):
+        """The processor under a name that does not say so."""
+
+        type = "elsewhere"
+
+    plain = Slots.__init__
+
+    def hidden(self, *given, **named):
+        plain(self, *given, **named)
+        self.device = Elsewhere("cpu")
+
+    f, z, goal = bent(generator, rows=11)
+    more = {"ticks": 15, "read": [1, 4, 15], "halting": PUBLISHED, "targets": goal}
+    known = [(elastic(f, z, slots=n, **more), attempt(f, z, slots=n, hold=1e-3, **more)) for n in (1, 4, 20)]
+    monkeypatch.setattr(Slots, "__init__", hidden)
+    for n, (left, held) in zip((1, 4, 20), known, strict=True):
+        same(elastic(f, z, slots=n, **more), left)
+        same(attempt(f, z, slots=n, hold=1e-3, **more), held)
+
+
 def test_leaving_at_the_halting_gives_what_was_read_there_of_rows_that_went_on(generator):
     f, z, goal = bent(generator)
     more = {"ticks": 15, "read": [1, 2, 4, 15], "slots": 3, "halting": PUBLISHED, "targets": goal, "verify": lambda rows, answers: answers[..., 0] > 1}
@@ -205,6 +227,60 @@ def test_a_row_at_rest_is_held_only_where_no_tick_left_could_change_its_answer()
     assert free.solved.equal(runs.solved) and free.stays_solved.equal(runs.stays_solved) and (free.computed == 400).all()
 
 
+def humming(*, halt=5.0, slope=0.0, shrinks=1.0):
+    """A row at rest by its residual from the first tick on, and never to the bit: its halting value is `halt` + `slope` times the ticks, its residual shrinks by a factor a tick."""
+
+    def rule(z, x):
+        return {"z": torch.stack([z["z"][:, 0], shrinks * z["z"][:, 1], z["z"][:, 2] + 1], 1)}
+
+    def readout(z):
+        return {"logits": torch.tensor([1.0, 0.0]).expand(len(z["z"]), 1, 2), "halt": halt + slope * z["z"][:, 2]}
+
+    return LatentMap(rule, {}, readout=readout, clock="tick"), {"z": torch.tensor([[1e8, 10.0, 0.0]], dtype=torch.float64)}
+
+
+@pytest.mark.parametrize(
+    ("halting", "made", "halts", "computed"),
+    [
+        (Halting(0.0, 16, None), {}, 16, 16),
+        (Halting(0.0, 16, 1e-6), {"halt": -5.0}, 16, 16),
+        (Halting(0.0, 1, 2e-8), {"halt": -5.0, "shrinks": 0.5}, 5, 5),
+        (Halting(0.0, 16, None), {"halt": -5.0}, -1, 16),
+        (Halting(0.0, 1, None), {}, 1, 3),
+        (Halting(0.0, 1, None), {"halt": -1.0, "slope": 0.1}, 11, 26),
+    ],
+)
+def test_a_row_is_not_held_before_its_policy_has_spoken(halting, made, halts, computed):
+    f, z = humming(**made)
+    more = {"ticks": 40, "read": [1, 40], "slots": 1, "halting": halting}
+    held, free = attempt(f, z, hold=1e-7, **more), attempt(f, z, hold=None, **more)
+    assert held.halt_tick.tolist() == free.halt_tick.tolist() == [halts]
+    assert held.computed.tolist() == [computed] and free.computed.tolist() == [40]
+
+
+def test_a_held_row_keeps_what_it_was_read_last():
+    f = LatentMap(lambda z, x: {"t": 1 + (z["t"] - 1) / 10}, {}, readout=lambda z: {"logits": torch.stack([z["t"], 0 * z["t"]], 2)}, clock="tick")
+    runs = [attempt(f, {"t": torch.tensor([[2.0]], dtype=torch.float64)}, ticks=ticks, read=[ticks], slots=1, halting=None, hold=1e-6) for ticks in (30, 31)]
+    last = [one.computed.item() for one in runs]
+    assert last[0] == last[1] == 9, "0.9 times 1e-6, 1e-7 and 1e-8 are the first three below"
+    for one in runs:
+        assert one.residual.item() == pytest.approx((9e-7 + 9e-8 + 9e-9) / 3, rel=1e-5) and one.residual.item() < 1e-6
+
+
+def test_a_gap_of_the_answer_is_seen_in_the_precision_of_the_logits():
+    # In float32 this gap of 2 is one of 8, and a drift of 0.1 a tick crosses it within the ticks left.
+    def readout(z):
+        first = 2.0**26 + 4 + 0 * z["z"][:, 1]
+        return {"logits": torch.stack([first, first - 2 + z["z"][:, 1]], 1)[:, None]}
+
+    f = LatentMap(lambda z, x: {"z": torch.stack([z["z"][:, 0], z["z"][:, 1] + 0.1], 1)}, {}, readout=readout, clock="tick")
+    z = {"z": torch.tensor([[1e9, 0.0]], dtype=torch.float64)}
+    more = {"ticks": 40, "read": [1, 40], "slots": 1, "halting": None, "targets": torch.zeros(1, 1).long()}
+    assert attempt(f, z, hold=1e-7, **more).solved.tolist() == attempt(f, z, hold=None, **more).solved.tolist() == [[True], [False]]
+    one_class = replace(f, readout=lambda z: {"logits": torch.ones(len(z["z"]), 1, 1)})
+    assert attempt(one_class, z, hold=1e-7, **more).computed.tolist() == [3], "one class is the answer whatever comes"
+
+
 def test_a_lost_row_ends_with_its_result_and_leaves_the_others_to_the_bit(generator):
     f, z, goal = bent(generator)
     more = {"ticks": 12, "read": [1, 6, 12], "slots": 4, "halting": PUBLISHED, "hold": None, "targets": goal}
@@ -254,6 +330,17 @@ def test_parts_join_to_the_whole(generator):
     rows = torch.arange(10)
     parts = [attempt(f.take(part), {"z": z["z"][part]}, **more) for part in (rows[:3], rows[3:])]
     same(joined(parts), attempt(f, z, **more))
+    on = [replace(part, origin=replace(part.origin, device=device)) for part, device in zip(parts, ("cuda:1", "cpu"), strict=True)]
+    assert joined(on).origin.device == "cpu, cuda:1", "what was computed where is not one device's"
+    others = [{"ticks": 7}, {"read": [1, 6]}, {"halting": None}, {"targets": None}, {"hold": 1e-9}]
+    for other in others:
+        unlike = attempt(f.take(rows[3:]), {"z": z["z"][3:]}, **{**more, **other})
+        with pytest.raises(ValueError, match=r"`joined` got 2 attempts of 2 kinds.*same ticks.*Make all of them by `attempt`"):
+            joined([parts[0], unlike])
+    # Units of a run may have been written by a version that worded it otherwise.
+    assert len(joined([replace(part, held=f"residual < 1e-7 at 3 ticks{k}") for k, part in enumerate(parts)]).instance) == 10
+    with pytest.raises(ValueError, match=r"`joined` got 0 attempts of 0 kinds"):
+        joined([])
 
 
 def test_equal_answers_and_only_those_share_a_fingerprint(generator):
@@ -274,7 +361,7 @@ def test_misuse_is_refused_with_what_to_do():
         attempt(f, from_zero(2), **more, targets=ones(1))
     with pytest.raises(ValueError, match=r"`attempt` got targets of 2 sites for answers of 1.*site by site"):
         attempt(f, from_zero(2), **more, targets=torch.ones(2, 2).long())
-    with pytest.raises(ValueError, match=r"`attempt` got tol=1e-14.*Rounding alone"):
+    with pytest.raises(ValueError, match=r"`attempt` got hold=1e-14.*Rounding alone.*Use hold=1e-13"):
         attempt(f, from_zero(2), **{**more, "hold": 1e-14})
     silent = clocked([1, 2])
     with pytest.raises(ValueError, match=r"`elastic` got a policy on the halting value for a map that reads out no `halt`.*Use halting=None"):

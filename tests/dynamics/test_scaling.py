@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from attractorlab import Instance, by_halt, by_residual, by_vote, only_last, repeat_rows, scaling, scaling_of, trace
+from attractorlab import (
+    Halting,
+    Instance,
+    attempt,
+    by_halt,
+    by_residual,
+    by_vote,
+    only_last,
+    repeat_rows,
+    scaling,
+    scaling_grid,
+    scaling_of,
+    trace,
+)
 from attractorlab.dynamics.selectors import Candidates
 from attractorlab.maps import LatentMap
 from attractorlab.statistics import cluster_mean
@@ -98,6 +111,24 @@ def test_a_recorded_run_gives_the_same_grid_in_any_order_of_rows(generator):
             assert torch.allclose(getattr(live, name), getattr(again, name), rtol=1e-12, atol=0), name
 
 
+def test_lost_starts_count_alike_by_both_routes(generator):
+    puzzles = instances(generator)
+    sound = Made().bind(puzzles).take(repeat_rows(12, 4))
+    bad = torch.zeros(48).long().index_fill(0, torch.tensor([1, 9]), 1).index_fill(0, torch.tensor([6, 7]), 2)
+
+    def rule(z, x):
+        kind = x["bad"][:, None, None]
+        return {"z": torch.where(kind == 1, torch.nan, torch.where(kind == 2, 1e5 * z["z"], sound.rule(z, x)["z"]))}
+
+    f, z = replace(sound, rule=rule, drive={**sound.drive, "bad": bad}), Made().start(sound.drive, generator=generator)
+    choose = {"depth": DEPTH, "breadth": BREADTH, "select": [by_residual, by_vote, by_halt], "level": LEVEL, "cluster": None}
+    runs = attempt(f, z, ticks=9, read=DEPTH, slots=8, halting=Halting(0.0, 1, None), hold=None, targets=puzzles.targets)
+    live, again = scaling_grid(runs, **choose), scaling_of(trace(f, z, ticks=9, keep=only_last()), puzzles.targets, **choose)
+    for name in ("accuracy", "residual", "spread", "map_calls"):
+        assert torch.allclose(getattr(live, name), getattr(again, name), rtol=1e-12, atol=0, equal_nan=True), name
+    assert live.map_calls[3, 2].item() == pytest.approx((44 * 9 + 2 * 1 + 2 * 2) / 12), "two are lost at tick 1, two at tick 2"
+
+
 def test_relabelled_digits_change_nothing(generator):
     puzzles = instances(generator)
     traj = recorded(puzzles)
@@ -127,6 +158,13 @@ def test_votes_go_to_whole_answers_and_ties_to_the_lowest_start():
     assert by_vote(c).tolist() == [1, 0] and by_residual(c).tolist() == [1, 0]
     with pytest.raises(ValueError, match=r"`by_halt` got a run without a readout `halt`.*Use by_residual or by_vote"):
         by_halt(c)
+
+
+def test_starts_that_were_lost_do_not_vote():
+    nan = torch.nan
+    lost = torch.tensor([[nan, nan, 1.0, 2.0], [nan, nan, nan, nan], [1.0, nan, 2.0, 2.0]])
+    c = Candidates(residual=lost, answer=torch.tensor([[0, 0, 7, 8], [0, 0, 0, 0], [5, 0, 7, 7]]), **NOTHING)
+    assert by_vote(c).tolist() == [2, 0, 2], "two that have no answer do not outvote one that has; where all are lost it is the first"
 
 
 def test_a_start_that_was_lost_is_never_selected_by_residual_or_halt():
@@ -162,19 +200,29 @@ def test_misuse_is_refused_with_what_to_do(generator):
     rest = {"select": [by_vote]}
     with pytest.raises(ValueError, match=r"`scaling_of` got depth \[10\] for a run of 9 ticks.*Ask for less, or record more"):
         scaling_of(traj, puzzles.targets, depth=[10], breadth=[1], **rest)
-    with pytest.raises(ValueError, match=r"`scaling_of` got breadth \[5\] for a run of 4 starts.*breadth|Breadth ends with the starts"):
+    with pytest.raises(ValueError, match=r"`scaling_of` got breadth \[5\] for a run of 4 starts.*Breadth ends with the starts"):
         scaling_of(traj, puzzles.targets, depth=[1], breadth=[5], **rest)
     for depth, breadth in (([0], [1]), ([1], [0]), ([], [1]), ([-1, 3], [1])):
-        with pytest.raises(ValueError, match=r"`scaling` got depth .* and breadth .*Both hold numbers from 1.*Use depth=\[1, 4, 16\]"):
+        with pytest.raises(ValueError, match=r"`scaling_of` got depth .* and breadth .*Both hold numbers from 1.*Use depth=\[1, 4, 16\]"):
             scaling_of(traj, puzzles.targets, depth=depth, breadth=breadth, **rest)
-        with pytest.raises(ValueError, match=r"Both hold numbers from 1"):
+        with pytest.raises(ValueError, match=r"`scaling` got depth .*Both hold numbers from 1"):
             scaling(Made(), puzzles, depth=depth, breadth=breadth, generator=generator, **rest)
     unknown = Instance(puzzles.inputs, None, puzzles.ids, puzzles.task, None)
     with pytest.raises(ValueError, match=r"`scaling` got instances without targets.*Load puzzles that have them"):
         scaling(Made(), unknown, depth=[1], breadth=[1], generator=generator, **rest)
     f = Made().bind(puzzles).take([0, 0, 1])
     ragged = trace(f, Made().start(f.drive, generator=generator), ticks=3, keep=only_last())
-    with pytest.raises(ValueError, match=r"`scaling_of` got between 1 and 2 starts an instance.*Record a rectangular run"):
+    with pytest.raises(ValueError, match=r"`scaling_of` got between 1 and 2 starts an instance.*f\.take\(repeat_rows"):
         scaling_of(ragged, puzzles.targets, depth=[1], breadth=[1], **rest)
+    with pytest.raises(ValueError, match=r"`scaling` got 3 clusters for 12 instances"):
+        scaling(Made(), puzzles, depth=[1], breadth=[1], generator=generator, cluster=torch.arange(3), **rest)
+    runs = attempt(f, Made().start(f.drive, generator=generator), ticks=1, read=[1], slots=3, halting=None, hold=None, targets=puzzles.targets)
+    even = {"depth": [1], "level": 0.9, "cluster": None, **rest}
+    with pytest.raises(ValueError, match=r"`scaling_grid` got between 1 and 2 starts an instance"):
+        scaling_grid(runs, breadth=[1], **even)
+    with pytest.raises(ValueError, match=r"`scaling_grid` got breadth \[2\] for a run of 1 starts"):
+        scaling_grid(replace(runs, instance=torch.arange(3), start=torch.zeros(3).long()), breadth=[2], **even)
+    with pytest.raises(ValueError, match=r"`scaling_grid` got depth \[1\] and breadth \[\].*Both hold numbers"):
+        scaling_grid(runs, breadth=[], **even)
     with pytest.raises(ValueError, match=r"`by_halt` got a run without a readout `halt`"):
         scaling(Made(halts=False), puzzles, depth=[1], breadth=[1], select=[by_halt], generator=generator)

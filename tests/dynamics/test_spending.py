@@ -9,6 +9,7 @@ import torch
 from attractorlab import Halting, attempt, elastic, foresight, halted, halting_gain, scaling_grid, solve_times
 from attractorlab.dynamics.attempts import spaced, under
 from attractorlab.dynamics.selectors import Candidates, by_first_halt, by_logit_change, by_residual, by_verifier
+from attractorlab.maps import LatentMap
 from attractorlab.statistics import wilson
 from tests.dynamics.test_attempts import NEVER, PUBLISHED, clocked, from_zero, ones
 
@@ -119,6 +120,42 @@ def test_another_threshold_is_tried_at_the_ticks_read():
         under(replace(runs, halt=None), PUBLISHED)
 
 
+def test_another_threshold_leaves_nothing_of_the_policy_that_was_followed():
+    # Solved at tick 4 alone; let go by 0 at tick 4, by 2 at tick 6, by 50 never.
+    runs = followed([4], [4], until=[5])
+    assert runs.at_halt["solved"].item() and runs.final_at_halt.item() == 1 and runs.final.item() == 0
+    for halting, tick in ((Halting(2.0, 1, None), 6), (Halting(50.0, 1, None), -1)):
+        late = under(runs, halting)
+        assert late.halt_tick.item() == tick and not late.at_halt["solved"].item() and late.final_at_halt.item() == 0
+    # Answers at ticks 1 to 8: 0, 1, 2, ...; that of tick 6 was neither that of the halting nor the last.
+    f = LatentMap(lambda z, x: {"t": z["t"] + 1}, {}, readout=lambda z: {"answer": z["t"].long(), "halt": z["t"][:, 0] - 3.5}, clock="tick")
+    runs = attempt(f, {"t": torch.zeros(1, 1)}, ticks=8, read=spaced(8), slots=1, halting=PUBLISHED, hold=None)
+    assert [under(runs, Halting(above, 1, None)).final_at_halt.item() for above in (0.0, 2.0, 4.0)] == [4, -1, 8]
+
+
+def test_few_clusters_that_differ_are_told_to_be_few():
+    # Of 8 rows 3 are right with halting alone, 3 without it alone: their mean difference of 0 has a standard error of 0.31.
+    solves, until = [2] * 3 + [8] * 3 + [1] * 2, [9] * 3 + [NEVER] * 5
+    gain = halting_gain(followed(solves, [3] * 8, until=until), depth=[16], level=0.95, cluster=None)
+    assert gain.difference.item() == 0
+    low, high = wilson(torch.tensor(4.0), torch.tensor(8), level=0.95)
+    assert gain.difference_low.item() == pytest.approx(2 * low.item() - 1) and gain.difference_high.item() == pytest.approx(2 * high.item() - 1)
+    assert gain.difference_high.item() > 0.5, "as if no row differed it would be 0.32"
+
+
+def test_a_lost_row_takes_the_ticks_up_to_its_loss():
+    f = clocked([1] * 12, halts=[9] * 12)
+
+    def rule(z, x):
+        lost = (z["t"] == 3) & (torch.arange(len(z["t"]))[:, None] % 2 == 0)
+        return {"t": torch.where(lost, torch.nan, z["t"] + 1)}
+
+    runs = attempt(replace(f, rule=rule), from_zero(12), ticks=16, read=spaced(16), slots=12, halting=PUBLISHED, hold=None, targets=ones(12))
+    gain = halting_gain(runs, depth=[3, 16], level=0.95, cluster=None)
+    grid = scaling_grid(halted(runs), depth=[3, 16], breadth=[1], select=[], level=0.95, cluster=None)
+    assert gain.calls.tolist() == grid.map_calls[:, 0].tolist() == [3, (4 + 9) / 2]
+
+
 def test_the_grid_of_halted_runs_counts_the_ticks_they_took():
     runs = followed([2, 4] * 12, [3, 5] * 12)
     runs = replace(runs, instance=torch.arange(12).repeat_interleave(2), start=torch.tensor([0, 1]).repeat(12))
@@ -161,6 +198,9 @@ def test_misuse_is_refused_with_what_to_do():
         foresight(runs, read=[9], level=0.9, cluster=None)
     with pytest.raises(ValueError, match=r"`solve_times` got runs that were left at their halting"):
         solve_times(left, difficulty=None, bins=2, level=0.9, cluster=None)
+    for wrong in ({"difficulty": torch.ones(13), "bins": 2}, {"difficulty": torch.tensor([torch.nan] * 12), "bins": 2}, {"difficulty": None, "bins": 0}):
+        with pytest.raises(ValueError, match=r"`solve_times` got bins=.* for 12 instances.*one finite number for each instance.*or difficulty=None"):
+            solve_times(runs, **wrong, level=0.9, cluster=None)
     with pytest.raises(ValueError, match=r"got 3 clusters for 12 instances.*one number for each instance"):
         halting_gain(runs, depth=[16], level=0.9, cluster=torch.arange(3))
     for reading in (lambda: halting_gain(plain, depth=[16], level=0.9, cluster=None), lambda: foresight(plain, read=[16], level=0.9, cluster=None)):
