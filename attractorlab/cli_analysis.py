@@ -43,7 +43,7 @@ Source = Annotated[str, typer.Argument(help="A run folder, the folder of a repor
 TaskName = Annotated[str | None, typer.Option(help="Task of the puzzles.", show_default="the model's own", rich_help_panel=PANEL)]
 Data = Annotated[str | None, typer.Option(help="Puzzle file (.csv, .csv.gz) or array folder.", show_default="the bundled puzzles", rich_help_panel=PANEL)]
 Split = Annotated[str | None, typer.Option(help="Which part of the puzzles.", show_default=DEFAULTS["split"], rich_help_panel=PANEL)]
-Rows = Annotated[int | None, typer.Option(help="Puzzles, spread evenly over the split.", min=1, show_default=str(DEFAULTS["rows"]), rich_help_panel=PANEL)]
+Rows = Annotated[int | None, typer.Option(help="Puzzles, one of each of as many equal parts of the split.", min=1, show_default=str(DEFAULTS["rows"]), rich_help_panel=PANEL)]
 Starts = Annotated[int | None, typer.Option(help="Random starts per puzzle.", min=1, show_default=str(DEFAULTS["starts"]), rich_help_panel=PANEL)]
 Ticks = Annotated[int | None, typer.Option(help="Ticks to follow each start.", min=1, show_default=str(DEFAULTS["ticks"]), rich_help_panel=PANEL)]
 Seed = Annotated[int | None, typer.Option(help="Of the starts.", min=0, max=2**40, show_default=str(DEFAULTS["seed"]), rich_help_panel=PANEL)]

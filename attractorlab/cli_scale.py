@@ -54,7 +54,7 @@ def scale(
     task: TaskName = "",
     data: Data = "",
     split: Split = "test",
-    rows: Annotated[int | None, typer.Option(help="Puzzles, spread evenly over the file.", min=1, show_default="all")] = None,
+    rows: Annotated[int | None, typer.Option(help="Puzzles, one of each of as many equal parts of the file.", min=1, show_default="all")] = None,
     depth: Annotated[str, typer.Option(help="Ticks at which starts end, joined by commas.")] = "1,4,16,64",
     breadth: Annotated[str, typer.Option(help="Starts per puzzle, joined by commas.")] = "1,4,16",
     every: Annotated[str, typer.Option(help="What one tick is: segment (what halting is trained on) or recursion.")] = "segment",
@@ -193,6 +193,7 @@ def _results(codes: "Int[Tensor, ' row']") -> dict[str, int]:
 
 def _timed(path: Path, reasoner: "AbstractRecursion", instance: "Instance", asked: "Measure", rows: int, created: str) -> dict[str, Any]:
     """The timing, once in a run, named by when it was `created`: another one on a busy machine would say something else."""
+    from attractorlab import tasks
     from attractorlab.report.markdown import write_whole
     from attractorlab.sweep import throughput
 
@@ -202,12 +203,10 @@ def _timed(path: Path, reasoner: "AbstractRecursion", instance: "Instance", aske
         found = dict(json.loads(path.read_text(encoding="utf-8")))
         if found.pop("run", created) == created:
             return found
-    import torch
-
     n = min(rows, len(instance))
     with stages() as say:
         say(f"timing {n} puzzles to the end, and with halting and refill")
-        timed: dict[str, Any] = throughput(reasoner, instance[torch.arange(n) * len(instance) // n], asked)
+        timed: dict[str, Any] = throughput(reasoner, instance[tasks.spread_rows(n, len(instance))], asked)
     write_whole({path: json.dumps(timed | {"run": created}, indent=1)})
     return timed
 

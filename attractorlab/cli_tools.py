@@ -28,7 +28,7 @@ Model = Annotated[str, typer.Argument(help="A bundled model, a model file, or a 
 TaskName = Annotated[str, typer.Option(help="Task of the puzzles; the model's own if left out.")]
 Data = Annotated[str, typer.Option(help="Puzzle file (.csv, .csv.gz) or array folder; the bundled puzzles if left out.")]
 Split = Annotated[str, typer.Option(help="Which part of the puzzles.")]
-Rows = Annotated[int, typer.Option(help="Puzzles, spread evenly over the split.", min=1)]
+Rows = Annotated[int, typer.Option(help="Puzzles, one of each of as many equal parts of the split.", min=1)]
 Starts = Annotated[int, typer.Option(help="Random starts per puzzle.", min=1)]
 Ticks = Annotated[int, typer.Option(help="Ticks to follow each start; one tick is one segment of the model.", min=3)]
 Tol = Annotated[float, typer.Option(help="Relative residual that counts as at rest.")]
@@ -123,15 +123,13 @@ def stored_command(folder: Path) -> str:
 
 
 def instances(command: str, reasoner: "AbstractRecursion | FeedForward", task: str, data: str, split: str, rows: int | None) -> "Instance":
-    """So many puzzles for a model, spread evenly over the split; None: all.
+    """So many puzzles for a model, one of each of as many equal parts of the split; None: all.
 
     Raises:
         CheckpointError: If they are of another task than the reasoner's.
         BadData: If there are none.
         ValueError: If there are fewer.
     """
-    import torch
-
     from attractorlab import tasks
     from attractorlab.models import CheckpointError
 
@@ -147,7 +145,7 @@ def instances(command: str, reasoner: "AbstractRecursion | FeedForward", task: s
         return found
     if rows > len(found):
         raise ValueError(f"`{command}` got --rows {rows} for {len(found)} puzzles. It takes each puzzle once. Use --rows {len(found)} or fewer.")
-    return found[torch.arange(rows) * len(found) // rows]
+    return found[tasks.spread_rows(rows, len(found))]
 
 
 def command_line() -> str:

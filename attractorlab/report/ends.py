@@ -14,6 +14,7 @@ from attractorlab.maps import LatentMap
 from attractorlab.models.recursion import AbstractRecursion
 from attractorlab.store import Run, RunError
 from attractorlab.sweep import PUZZLES, UNIT, Series, rest_of, unit_of, whole
+from attractorlab.tasks import spread_rows
 from attractorlab.types import Instance, State, Trajectory
 
 AT_REST = 1e-4  # what `attractorlab record` takes as rest: it decides from where on a row is held
@@ -76,7 +77,7 @@ def fewer(ends: Ends, limit: int) -> Ends:
 
 def _spread(instance: Int[Tensor, " row"], start: Int[Tensor, " row"], limit: int) -> Int[Tensor, " chosen"]:
     kinds = torch.unique(instance)
-    kept = kinds[torch.arange(min(limit, len(kinds))) * len(kinds) // min(limit, len(kinds))]
+    kept = kinds[spread_rows(min(limit, len(kinds)), len(kinds))]
     rows = torch.isin(instance, kept).nonzero().squeeze(1)
     by_start = rows[torch.argsort(start[rows] * (int(instance.max()) + 1) + instance[rows])]
     return torch.sort(by_start[:limit]).values

@@ -25,8 +25,8 @@ def facts(data: Recorded) -> dict[str, str]:
     series = data.series[MAIN]
     card = {
         "model": f"{data.reasoner[MAIN].name} (weights {origin.weights})",
-        "puzzles": f"{len(data.instance)} of {data.instance.task}, {config['split']} part of the bundled ones, spread evenly over it; "
-        "the bundled puzzles are graded, not a fair draw" if not config["data"] else f"{len(data.instance)} of {config['data']}, spread evenly over it",
+        "puzzles": f"{len(data.instance)} of {data.instance.task}, {config['split']} part of the bundled ones, one of each of as many equal parts of it; "
+        "the bundled puzzles are graded, not a fair draw" if not config["data"] else f"{len(data.instance)} of {config['data']}, one of each of as many equal parts of it",
         "starts": f"{series.starts} a puzzle: {law(data, MAIN)}; seed {config['seed']}",
         "ticks": f"{int(traj.ticks[-1])}, one tick is {data.clock} (one segment)",
         "at rest": f"relative residual below {data.tol:g} at the last 3 ticks; rounding alone leaves about {FLOOR[traj.residual.dtype]:g}; "

@@ -4,7 +4,7 @@ from attractorlab.tasks.boards import DataError
 from attractorlab.tasks.generate import solve
 from attractorlab.tasks.maze import PathScores, score_paths
 from attractorlab.tasks.maze_generate import generate_mazes, solve_mazes
-from attractorlab.tasks.reading import load
+from attractorlab.tasks.reading import load, spread_rows
 from attractorlab.tasks.sudoku import BLANK, PAD, from_text, grid_lines, to_text
 from attractorlab.tasks.symmetry import Symmetries, canonical, fingerprint
 from attractorlab.tasks.table import Task, from_tokens, generate, identity, overlap, random_symmetries, side_of, task_of, verify
@@ -31,6 +31,7 @@ __all__ = [
     "side_of",
     "solve",
     "solve_mazes",
+    "spread_rows",
     "task_of",
     "to_text",
     "verify",

@@ -75,6 +75,26 @@ def load(task: str, *, split: str = "test", rows: Rows = None, path: str | Path 
     return _from_csv(where, found, rows)
 
 
+def spread_rows(count: int, of: int) -> Int[Tensor, " row"]:
+    """One row of each of `count` equal parts of a file of `of` rows, drawn within its part, always the same ones.
+
+    A file that is sorted is covered evenly so, and one that goes in cycles, as the bundled puzzles go from easy to hard again and again, does not beat with it: every eighth row of
+    it is of one level.
+
+    Raises:
+        ValueError: If there are fewer rows.
+
+    Example:
+        >>> spread_rows(4, 4).tolist()
+        [0, 1, 2, 3]
+    """
+    if not 0 < count <= of:
+        raise ValueError(f"`spread_rows` got {count} rows of {of}. It takes each row once, and one at least. Ask for 1 to {of}.")
+    edges = torch.arange(count + 1) * of // count
+    drawn = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return edges[:-1] + (drawn * (edges[1:] - edges[:-1])).long()
+
+
 def _bundled(task: Task, split: str, rows: Rows) -> Instance:
     if split not in BUNDLED:
         raise ValueError(

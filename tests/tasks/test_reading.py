@@ -299,3 +299,20 @@ def test_our_guesses_rank_puzzles_as_those_of_another_solver_do() -> None:
 def test_a_folder_of_mazes_is_no_sudoku() -> None:
     with pytest.raises(tasks.DataError, match=r"found 900 sites and 6 token ids"):
         tasks.load("sudoku", path=SHARED / "maze-30x30-hard-1k")
+
+
+def test_rows_are_spread_over_a_file_whatever_its_order():
+    for of, count in ((2000, 400), (2000, 399), (400, 400), (7, 3), (1, 1)):
+        rows = tasks.spread_rows(count, of)
+        assert bool((rows[1:] > rows[:-1]).all()) and bool((rows >= torch.arange(count) * of // count).all())  # sorted files: one row of each part
+        assert bool((rows < (torch.arange(count) + 1) * of // count).all()) and tasks.spread_rows(count, of).equal(rows)
+    for cycle in (2, 4, 8, 50):  # files in cycles: every phase about as often
+        phases = torch.bincount(tasks.spread_rows(200, 400) % cycle, minlength=cycle)
+        assert float((phases - 200 / cycle).abs().max()) < 4.5 * (200 / cycle) ** 0.5
+    whole = tasks.load("sudoku-6").difficulty
+    assert abs(float(whole[tasks.spread_rows(100, len(whole))].mean() - whole.mean())) < 0.6  # every fourth row: 2.1 below
+
+
+def test_more_rows_than_there_are_cannot_be_spread():
+    with pytest.raises(ValueError, match=r"`spread_rows` got 5 rows of 4\. It takes each row once.*Ask for 1 to 4"):
+        tasks.spread_rows(5, 4)
