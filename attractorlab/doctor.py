@@ -29,10 +29,12 @@ def _device() -> Check:
 
 def _models() -> Check:
     from attractorlab import models
+    from attractorlab.models.base import weights_hash
 
     found = models.names()
     try:
-        hashes = [f"{name} {models.load(name).origin().weights}" for name in found]
+        networks = [models.load_feedforward(path) if models.describe(path)["model"] == "feedforward" else models.load(path) for path in map(models.find, found)]
+        hashes = [f"{name} {weights_hash(network)}" for name, network in zip(found, networks, strict=True)]
     except ValueError as error:
         return "bundled models", False, str(error)
     return "bundled models", bool(found), ", ".join(hashes) or "none found. They are part of the package. Install it again."
