@@ -149,7 +149,8 @@ def test_exponents_are_the_librarys_along_the_orbits_from_the_ends(run, drifting
 
 def test_orbits_of_a_model_begin_at_the_starts_that_record_draws():
     reasoner = al.models.load("eqr-sudoku-4")
-    puzzles = al.tasks.load("sudoku-4", split="test", rows=slice(0, 1))
+    puzzles = al.tasks.load("sudoku-4", split="test")
+    puzzles = puzzles[al.tasks.spread_rows(1, len(puzzles))]
     f = al.strobe(reasoner.to(torch.float64).bind(puzzles), 2).take([0, 0])
     z = reasoner.random_start(f.drive, scale=1.0, generator=torch.Generator().manual_seed(0))
     found = al.lyapunov_exponents(f, al.trees.to(z, torch.float64), k=1, ticks=3)
@@ -261,7 +262,7 @@ def test_the_printed_tables_fit_and_say_what_the_json_says(run, facts, spectral,
 
 def test_fewer_ends_are_spread_over_the_instances_and_their_first_starts(run):
     ends = ends_of_run(al.Run(run), "main")
-    assert [(fewer(ends, n).f.instance.tolist(), fewer(ends, n).f.start.tolist()) for n in (1, 3, 4)] == [([0], [0]), ([0, 0, 1], [0, 1, 0]), ([0, 0, 1, 1], [0, 1, 0, 1])]
+    assert [(fewer(ends, n).f.instance.tolist(), fewer(ends, n).f.start.tolist()) for n in (1, 3, 4)] == [([1], [0]), ([0, 0, 1], [0, 1, 0]), ([0, 0, 1, 1], [0, 1, 0, 1])]
     assert fewer(ends, 6) is ends
 
 
