@@ -78,8 +78,7 @@ def load(task: str, *, split: str = "test", rows: Rows = None, path: str | Path 
 def spread_rows(count: int, of: int) -> Int[Tensor, " row"]:
     """One row of each of `count` equal parts of a file of `of` rows, drawn within its part, always the same ones.
 
-    A file that is sorted is covered evenly so, and one that goes in cycles, as the bundled puzzles go from easy to hard again and again, does not beat with it: every eighth row of
-    it is of one level.
+    A sorted file is covered evenly so. In one that goes in cycles, as the bundled puzzles go from easy to hard again and again, every n-th row may be of one level; these are not.
 
     Raises:
         ValueError: If there are fewer rows.

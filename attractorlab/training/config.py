@@ -35,7 +35,7 @@ class TrainConfig:
         reveal, reveal_up_to: Share of puzzles with blanks filled in, and the largest share of blanks.
         precision: "float32", or "bfloat16" for the matrix products.
         engine: "eager", or "compiled" to fuse what lies between the matrix products (torch.compile; a C++ compiler must be installed). The
-            first segments wait for it, half a minute or so; then a segment takes less time (0.61 s instead of 0.76 s for trm-sudoku-9 on one core). The two differ in rounding.
+            first segments wait for it, half a minute or so; then a segment takes less time. The two differ in rounding.
         seed: Of weights, puzzles, stream, starts and noise.
     """
 
