@@ -156,6 +156,7 @@ class Run:
             RunError: If the manifest has no such unit.
         """
         import xarray
+        from zarr.storage import MemoryStore
 
         if unit not in (*self.manifest.units, *self.manifest.optional):
             raise RunError(
@@ -165,8 +166,11 @@ class Run:
         temporary = self.path / "segments" / f".tmp-{uuid.uuid4().hex}"
         try:
             tree = xarray.DataTree.from_dict({name: to_dataset(noun) for name, noun in nouns.items()})
-            tree.to_zarr(temporary, zarr_format=3, consolidated=False, encoding=None)
-            _sync(temporary)
+            # Zarr writes files from several threads, and the others go on when one has failed, into a folder that is being removed. So it writes to memory.
+            files: dict[str, Any] = {}
+            tree.to_zarr(MemoryStore(files), zarr_format=3, consolidated=False, encoding=None)
+            for name, content in files.items():
+                _put(temporary / name, content.to_bytes())
             try:
                 os.rename(temporary, self._segment(unit))
             except OSError:
@@ -383,8 +387,9 @@ def _tensor(stored: "xarray.DataArray") -> Tensor:
     return values.bfloat16() if stored.attrs.get("dtype") == "torch.bfloat16" else values
 
 
-def _sync(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+def _put(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())

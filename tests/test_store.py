@@ -65,10 +65,14 @@ def test_the_second_writer_of_a_unit_loses_and_leaves_nothing_behind(tmp_path):
 def test_a_writer_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     run = fresh(tmp_path / "run")
 
-    def full(folder):
-        raise OSError(28, "No space left on device")
+    written = []
 
-    monkeypatch.setattr(store, "_sync", full)
+    def full(handle):
+        written.append(handle)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         run.write("a", {"trajectory": trajectory()})
     assert list((tmp_path / "run" / "segments").iterdir()) == [] and run.missing() == ["a", "b"]
@@ -81,8 +85,8 @@ def test_a_run_that_is_killed_in_the_middle_of_writing_stays_readable(tmp_path):
         "import sys, time, torch\n"
         "from attractorlab import store\n"
         "from attractorlab.types import Instance\n"
-        "def stop(folder):\n    print('written', flush=True)\n    time.sleep(60)\n"
-        "store._sync = stop\n"
+        "def stop(*names):\n    print('written', flush=True)\n    time.sleep(60)\n"
+        "store.os.rename = stop\n"
         "one = Instance(torch.ones(2, 4).long(), None, ('a', 'b'), 'task', None)\n"
         "store.Run(sys.argv[1]).write('b', {'instance': one})\n"
     )
