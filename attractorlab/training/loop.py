@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from attractorlab.errors import BadData
@@ -30,6 +31,7 @@ from attractorlab.types import Instance, State
 STATE_FORMAT = "attractorlab-training-2"
 LOSSES = {"stablemax": stablemax_cross_entropy, "softmax": softmax_cross_entropy}
 SUMS = ("loss", "halt_loss", "done", "solved", "used")  # what is added up between two reports
+CACHED = 32  # slots that a CPU learns from at a time: what their layers hold in between stays in its cache, or near it
 Progress = dict[str, float]
 
 
@@ -81,6 +83,7 @@ class Trainer:
         self.steps = torch.zeros(n, dtype=torch.int64, device=self.device)
         self.least = torch.zeros_like(self.steps)
         self.halted = torch.ones_like(self.steps, dtype=torch.bool)
+        self.groups = torch.arange(n, device=self.device).chunk(-(-n // CACHED) if self.device.type == "cpu" else 1)
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)  # read, and with that waited for, at reports alone
 
     def run(self, *, every: int = 20) -> Iterator[Progress]:
@@ -123,38 +126,48 @@ class Trainer:
         self._refill()
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        with self._precision():
-            z, logits, halt = self._forward()
-        solved = (logits.argmax(-1) == self.targets).all(1)
-        answer = LOSSES[c.loss](logits.float(), self.targets).mean()
-        halting = torch.zeros_like(answer) if halt is None else halt_loss(halt, solved).mean()
         self.optimizer.zero_grad(set_to_none=True)
-        (answer + 0.5 * halting).backward()
+        learned = [self._learn(group) for group in self.groups]
+        solved, halt, answer, halting = (torch.cat(parts) for parts in zip(*learned, strict=True))
         self.ranks.average_([one.grad for one in self.model.parameters() if one.grad is not None])
         self.optimizer.step()
         self._average()
-        self.carry = {name: leaf.detach().float() for name, leaf in z.items()}
         self.steps += 1
-        if halt is None:  # nothing is carried on
+        self.halted = (self.steps >= c.halt_max) | ((halt > 0) & (self.steps >= self.least))
+        if not self.carry:  # nothing is carried on, so every slot is free
             self.halted = torch.ones_like(self.halted)
-        else:
-            self.halted = (self.steps >= c.halt_max) | ((halt.detach() > 0) & (self.steps >= self.least))
         self.segment += 1
         ended = self.halted.sum(), (self.halted & solved).sum(), (self.steps * self.halted).sum()
-        self.sums += torch.stack([answer.detach().double(), halting.detach().double(), *(one.double() for one in ended)])
+        self.sums += torch.stack([one.double() for one in (answer.sum(), halting.sum(), *ended)])
 
-    def _forward(self) -> tuple[State, Tensor, Tensor | None]:
+    def _learn(self, group: Int[Tensor, " slot"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One segment on some of the slots: their states are carried on and their gradients added up.
+
+        Returns:
+            For each slot whether it is solved, and its halting logit (0 without one); and its part in the mean of each of the two losses.
+        """
+        targets = self.targets[group]
+        with self._precision():
+            z, logits, halt = self._forward(self.inputs[group], {name: leaf[group] for name, leaf in self.carry.items()})
+        solved = (logits.argmax(-1) == targets).all(1)
+        answer = LOSSES[self.config.loss](logits.float(), targets).mean(1) / len(self.steps)
+        halting = torch.zeros_like(answer) if halt is None else halt_loss(halt, solved) / len(self.steps)
+        (answer + 0.5 * halting).sum().backward()
+        for name, leaf in z.items():
+            self.carry[name][group] = leaf.detach().float()
+        return solved, torch.zeros_like(answer) if halt is None else halt.detach(), answer.detach(), halting.detach()
+
+    def _forward(self, inputs: Int[Tensor, "slot site"], z: State) -> tuple[State, Tensor, Tensor | None]:
         """The state after a segment, its logits and its halting logits; a feed-forward network has only logits."""
         model = self.model
         if isinstance(model, FeedForward):
-            return {}, model(self.inputs), None
+            return {}, model(inputs), None
         rule = model.noisy(self.config.noise, self.generators["noise"]) if self.config.noise else model.tick
         with torch.no_grad():
-            drive = {"x": model.embed_tokens(self.inputs)}
-            z = self.carry
+            drive = {"x": model.embed_tokens(inputs)}
             for _ in range(self.config.H_cycles - 1):
                 z = rule(z, drive)
-        z = rule(z, {"x": model.embed_tokens(self.inputs)})
+        z = rule(z, {"x": model.embed_tokens(inputs)})
         out = model.readout(z)
         return z, out["logits"], out["halt"]
 

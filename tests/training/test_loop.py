@@ -14,7 +14,7 @@ from attractorlab import tasks
 from attractorlab.maps import in_turn
 from attractorlab.models import CheckpointError, eqr, load, load_feedforward
 from attractorlab.tasks import BLANK
-from attractorlab.training import preparing
+from attractorlab.training import loop, preparing
 from attractorlab.training.config import TrainConfig
 from attractorlab.training.loop import Trainer, train
 from attractorlab.training.preparing import training_pool
@@ -146,6 +146,26 @@ def test_only_the_last_recursion_has_a_gradient_and_the_carry_has_none(pool, mon
     again = spied(trainer, monkeypatch)
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trainer.model.parameters())
     assert not any(graph for _, graph, _ in again)
+
+
+@pytest.mark.parametrize("change", [{}, {"model": "feedforward"}])
+def test_learning_in_groups_of_slots_is_learning_from_all(pool, monkeypatch, change):
+    def learned(cached):
+        monkeypatch.setattr(loop, "CACHED", cached)
+        trainer = Trainer(replace(TINY, noise=0.0, batch=7, segments=3, weight_decay=0.0, **change), pool=pool)
+        trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)  # weights that follow the gradients, and do not blow rounding up
+        progress = list(trainer.run(every=1))
+        return trainer, progress
+
+    (whole, told), (cut, told_too) = learned(7), learned(3)
+    assert [len(group) for group in cut.groups] == [3, 3, 1] and len(whole.groups) == 1
+    for one, other in zip(told, told_too, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5) and one["halt_loss"] == pytest.approx(other["halt_loss"], rel=1e-5)
+        assert one["puzzles"] == other["puzzles"]
+    for (name, one), other in zip(whole.model.state_dict().items(), cut.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+    for name, leaf in whole.carry.items():
+        torch.testing.assert_close(leaf, cut.carry[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_every_weight_gets_a_gradient_in_bfloat16_too(pool):
