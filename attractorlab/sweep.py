@@ -79,7 +79,7 @@ def record(
 
     Raises:
         SpaceError: If the disk has no room for it; nothing is written then.
-        RunError: If the folder holds a run that was asked for something else.
+        RunError: If the folder holds a run that was asked for something else, or of other puzzles.
     """
     blocks = [range(k, min(k + UNIT, len(instance))) for k in range(0, len(instance), UNIT)]
     units = {unit_name(name, k): (name, k) for name in series for k in range(len(blocks))}
@@ -96,8 +96,7 @@ def record(
     }
     with room_for(folder, price(instance, series, ticks=ticks, reported=reported)):
         run = Run.create(folder, config=config, units=[PUZZLES, *units], optional=also, created=datetime.now(UTC).isoformat(timespec="seconds"))
-    if not run.has(PUZZLES):
-        run.write(PUZZLES, {"instance": instance})
+    _keep_puzzles(run, instance)
     for done, (unit, (name, k)) in enumerate(units.items()):
         progress(done, len(units))
         if run.has(unit):
@@ -217,11 +216,7 @@ def measure(
     units = {f"attempts-{k:05d}": block for k, block in enumerate(blocks)}
     config = {**settings, "task": instance.task, "ids": list(instance.ids), **asdict(asked), "read": list(asked.read)}
     run = Run.create(folder, config=config, units=[PUZZLES, *units], optional=also, created=datetime.now(UTC).isoformat(timespec="seconds"))
-    if not run.has(PUZZLES):
-        run.write(PUZZLES, {"instance": instance})
-    before: Instance = run.read(PUZZLES)["instance"]
-    if not _same(before.inputs, instance.inputs) or not _same(before.targets, instance.targets) or not _same(before.difficulty, instance.difficulty):
-        raise RunError(f"{folder} holds a run on other puzzles of the same names. A run is only continued with the puzzles that it began with. Choose another --out, or remove that folder.")
+    _keep_puzzles(run, instance)
     mine = [unit for unit in list(units)[part[0] - 1 :: part[1]] if not run.has(unit)]
     for done, unit in enumerate(mine):
         progress(done, len(mine) - done, len(units))
@@ -233,6 +228,19 @@ def measure(
         run.write(unit, {"attempts": replace(runs, origin=replace(runs.origin, seed=asked.seed))})
     progress(len(mine), 0, len(units))
     return run
+
+
+def _keep_puzzles(run: Run, instance: Instance) -> None:
+    """Write the puzzles to a run that has none yet.
+
+    Raises:
+        RunError: If it has others.
+    """
+    if not run.has(PUZZLES):
+        run.write(PUZZLES, {"instance": instance})
+    before: Instance = run.read(PUZZLES)["instance"]
+    if not all(_same(getattr(before, name), getattr(instance, name)) for name in ("inputs", "targets", "difficulty")):
+        raise RunError(f"{run.path} holds a run on other puzzles of the same names. A run is only continued with the puzzles that it began with. Choose another --out, or remove that folder.")
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

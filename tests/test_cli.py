@@ -148,6 +148,17 @@ def test_a_folder_of_another_run_is_not_mixed_with(capsys, tmp_path):
     fails(capsys, 4, "differs", "ticks", argv=["record", "eqr-sudoku-4", *SMALL[:-1], "7", "--out", out])
 
 
+def test_a_recording_goes_on_with_its_own_puzzles_alone(capsys, tmp_path):
+    five = al.tasks.load("sudoku-4", rows=slice(0, 5))
+    rows = [f"{al.tasks.to_text(one)},{al.tasks.to_text(other)}" for one, other in zip(five.inputs, five.targets, strict=True)]
+    data = csv(tmp_path / "some.csv", *rows[:4])
+    argv = ["record", "eqr-sudoku-4", *SMALL, "--data", str(data), "--out", str(tmp_path / "run")]
+    assert main(argv) == 0
+    capsys.readouterr()
+    csv(data, *rows[1:])
+    fails(capsys, 4, "other puzzles of the same names", "Choose another --out", argv=argv)
+
+
 def test_inspect_speaks_json_of_models_and_runs(capsys, tmp_path):
     assert main(["inspect", "eqr-sudoku-4", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)

@@ -1,5 +1,6 @@
 """A training's state on disk: files of at most 14 MB in a folder that appears whole or not at all."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from attractorlab.models.unpickling import CheckpointError
 from attractorlab.training.ranks import Ranks
 
 SHARD = 13 * 2**20  # bytes of tensors in a file; with its header it stays below 14 MB, so that a state passes through whatever carries small files
+CHECKSUM = "sha256"  # entry of a file's metadata, of all else that is in it: safetensors has none of its own
 _WHOLE = re.compile(r"segment-(\d{8})")
 
 
@@ -31,7 +33,8 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path, about: Mapping[str
     ranks.wait()
     files = _packed(tensors)
     for number, content in enumerate(files):
-        write_tensors(content, partial / _file(ranks, number), {**about, "files": str(len(files))})
+        told = {**about, "files": str(len(files))}
+        write_tensors(content, partial / _file(ranks, number), {**told, CHECKSUM: _checksum(content, told)})
     ranks.wait()
     if ranks.rank == 0:
         if _same(partial / _file(ranks, 0), whole / _file(ranks, 0)):  # saved before
@@ -66,16 +69,19 @@ def read_shards(state: Path, *, ranks: Ranks) -> tuple[dict[str, Tensor], dict[s
             f"{state} holds the parts of {', '.join(map(str, sorted(there))) or 'no'} processes, and {ranks.count} would read it. A training is resumed by as many processes as saved it. "
             "Start as many with torchrun, or use the state folder that `attractorlab train` left."
         )
-    about = read_metadata(state / _file(ranks, 0))
+    about = _told(state / _file(ranks, 0))
     count = about.get("files", "1")
     if not count.isdecimal():
         raise CheckpointError(f"{state} says that it has {count!r} files. That is a number. Copy the folder {state.name} again.")
     pieces: dict[str, Tensor] = {}
     for number in range(int(count)):
         path = state / _file(ranks, number)
-        if read_metadata(path) != about:
+        if _told(path) != about:
             raise CheckpointError(f"{path} does not belong to the files beside it. A state is read whole. Copy the folder {state.name} again.")
-        pieces |= load_file(path)
+        content = load_file(path)
+        if read_metadata(path).get(CHECKSUM) not in (None, _checksum(content, about)):
+            raise CheckpointError(f"{path} is not as it was written: its checksum is another. A state is read to the last bit. Copy the folder {state.name} again.")
+        pieces |= content
     joined: dict[str, list[Tensor]] = {}
     for key in sorted(pieces):
         joined.setdefault(key.partition(":")[0], []).append(pieces[key])
@@ -97,6 +103,20 @@ def _packed(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
             files[-1][name if len(pieces) == 1 else f"{name}:{number:06d}"] = piece.contiguous().clone()
             held += piece.nbytes
     return files
+
+
+def _told(path: Path) -> dict[str, str]:
+    """The metadata that the files of a process share."""
+    return {key: value for key, value in read_metadata(path).items() if key != CHECKSUM}
+
+
+def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """The SHA-256 of tensors with their names, dtypes and shapes, and of metadata."""
+    digest = hashlib.sha256(repr(sorted(about.items())).encode())
+    for name, one in sorted(tensors.items()):
+        digest.update(f"{name} {one.dtype} {tuple(one.shape)} ".encode())
+        digest.update(one.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _file(ranks: Ranks, number: int) -> str:

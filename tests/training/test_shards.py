@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -63,6 +64,25 @@ def test_files_of_two_states_are_not_mixed(tmp_path, tensors, monkeypatch):
         read_shards(tmp_path / "1" / "segment-00000001", ranks=ALONE)
     with pytest.raises(CheckpointError, match="holds the parts of 1 processes, and 4 would read it"):
         read_shards(tmp_path / "1" / "segment-00000001", ranks=Ranks(0, 4))
+
+
+def test_a_flipped_bit_anywhere_in_a_state_is_noticed(tmp_path, tensors, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 1000)
+    write_shards(tensors, tmp_path, {"training": "a", "segment": "1"}, segment=1, ranks=ALONE)
+    state = tmp_path / "segment-00000001"
+    files = sorted(state.iterdir())
+    assert len(files) > 1 and read_shards(state, ranks=ALONE)
+    chance = random.Random(0)
+    for file in files:
+        whole = file.read_bytes()
+        for place in (8 + int.from_bytes(whole[:8], "little"), len(whole) - 1, *chance.choices(range(len(whole)), k=100)):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << chance.randrange(8)
+            file.write_bytes(flipped)
+            with pytest.raises(CheckpointError):
+                read_shards(state, ranks=ALONE)
+        file.write_bytes(whole)
+    assert read_shards(state, ranks=ALONE)[1]["segment"] == "1"
 
 
 def run(*words, **options):
