@@ -28,7 +28,6 @@ from attractorlab.training.stream import PuzzleStream, fingerprint
 from attractorlab.training.validation import validation_accuracy, validation_puzzles
 from attractorlab.types import Instance, State
 
-STATE_FORMAT = "attractorlab-training-2"
 LOSSES = {"stablemax": stablemax_cross_entropy, "softmax": softmax_cross_entropy}
 SUMS = ("loss", "halt_loss", "done", "solved", "used")  # what is added up between two reports
 CACHED = 32  # slots that a CPU learns from at a time: what their layers hold in between stays in its cache, or near it
@@ -240,7 +239,7 @@ class Trainer:
                 f"`train` met numbers that are not finite in {odd[0]} after segment {self.segment}. Training goes on only from finite numbers, so the save before this one was kept. "
                 "Lower lr or the scale of starts and noise, and begin again."
             )
-        about = {"format": STATE_FORMAT, "training": config_to_json(self.config), "data": fingerprint(self.pool), "segment": str(self.segment)}
+        about = {"training": config_to_json(self.config), "data": fingerprint(self.pool), "segment": str(self.segment)}
         write_shards(tensors, folder, about, segment=self.segment, ranks=self.ranks)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -271,11 +270,6 @@ class Trainer:
                 f"{folder} holds no training state. A training is resumed from a folder of states, each whole. Use the folder `state` that `attractorlab train` left in its own."
             )
         tensors, about = read_shards(state, ranks=ranks)
-        if about.get("format") != STATE_FORMAT:
-            raise CheckpointError(
-                f"{state} says format {about.get('format', 'unknown')!r}. A training is resumed from files of format {STATE_FORMAT!r}. "
-                "Use the version of attractorlab that wrote them."
-            )
         try:
             config, data, segment = config_from_json(about["training"]), about["data"], int(about["segment"])
         except (KeyError, TypeError, ValueError) as error:

@@ -16,6 +16,7 @@ from attractorlab.models.unpickling import CheckpointError
 from attractorlab.training.ranks import Ranks
 
 SHARD = 13 * 2**20  # bytes of tensors in a file; with its header it stays below 14 MB, so that a state passes through whatever carries small files
+STATE_FORMAT = "attractorlab-training-3"  # 3: each file has a checksum
 CHECKSUM = "sha256"  # entry of a file's metadata, of all else that is in it: safetensors has none of its own
 _WHOLE = re.compile(r"segment-(\d{8})")
 
@@ -33,7 +34,7 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path, about: Mapping[str
     ranks.wait()
     files = _packed(tensors)
     for number, content in enumerate(files):
-        told = {**about, "files": str(len(files))}
+        told = {**about, "format": STATE_FORMAT, "files": str(len(files))}
         write_tensors(content, partial / _file(ranks, number), {**told, CHECKSUM: _checksum(content, told)})
     ranks.wait()
     if ranks.rank == 0:
@@ -61,7 +62,7 @@ def read_shards(state: Path, *, ranks: Ranks) -> tuple[dict[str, Tensor], dict[s
     """The tensors and metadata that this process wrote to `state`.
 
     Raises:
-        CheckpointError: If a file is missing or damaged, or as many processes are not at hand as wrote it.
+        CheckpointError: If a file is missing, damaged or of another format, or as many processes are not at hand as wrote it.
     """
     if not (state / _file(ranks, 0)).exists():
         there = {int(match.group(1)) for one in state.iterdir() if (match := re.fullmatch(r"rank-\d+-of-(\d+)-\d+\.safetensors", one.name))}
@@ -70,17 +71,22 @@ def read_shards(state: Path, *, ranks: Ranks) -> tuple[dict[str, Tensor], dict[s
             "Start as many with torchrun, or use the state folder that `attractorlab train` left."
         )
     about = _told(state / _file(ranks, 0))
+    if about.get("format") != STATE_FORMAT:
+        raise CheckpointError(
+            f"{state} says format {about.get('format', 'unknown')!r}. A training is resumed from files of format {STATE_FORMAT!r}. "
+            "Use the version of attractorlab that wrote them."
+        )
     count = about.get("files", "1")
-    if not count.isdecimal():
-        raise CheckpointError(f"{state} says that it has {count!r} files. That is a number. Copy the folder {state.name} again.")
+    if not count.isdecimal() or int(count) < 1:
+        raise CheckpointError(f"{state} says that it has {count!r} files. That is a number from 1. Copy the folder {state.name} again.")
     pieces: dict[str, Tensor] = {}
     for number in range(int(count)):
         path = state / _file(ranks, number)
         if _told(path) != about:
             raise CheckpointError(f"{path} does not belong to the files beside it. A state is read whole. Copy the folder {state.name} again.")
         content = load_file(path)
-        if read_metadata(path).get(CHECKSUM) not in (None, _checksum(content, about)):
-            raise CheckpointError(f"{path} is not as it was written: its checksum is another. A state is read to the last bit. Copy the folder {state.name} again.")
+        if read_metadata(path).get(CHECKSUM) != _checksum(content, about):
+            raise CheckpointError(f"{path} is not as it was written: its checksum is another or missing. A state is read to the last bit. Copy the folder {state.name} again.")
         pieces |= content
     joined: dict[str, list[Tensor]] = {}
     for key in sorted(pieces):

@@ -316,7 +316,7 @@ def test_a_state_is_resumed_on_the_same_data_and_from_a_whole_file_alone(tmp_pat
     with pytest.raises(CheckpointError, match=r"holds no training state.*Use the folder `state` that `attractorlab train` left"):
         Trainer.resume(tmp_path, pool=pool)
     file = state / "segment-00000001" / "rank-0-of-1-0000.safetensors"
-    with pytest.raises(CheckpointError, match=r"is a safetensors file of format 'attractorlab-training-2'"):
+    with pytest.raises(CheckpointError, match=r"is a safetensors file of format 'attractorlab-training-3'"):
         load(file)
     with pytest.raises(CheckpointError, match=r"holds the parts of 1 processes, and 2 would read it.*Start as many with torchrun"):
         Trainer.resume(state, pool=pool, ranks=Ranks(0, 2))

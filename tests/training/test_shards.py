@@ -30,10 +30,10 @@ def tensors():
 @pytest.mark.parametrize("limit", [1, 100, 1000, 2**20])
 def test_a_state_comes_back_bit_for_bit_from_files_no_larger_than_asked(tmp_path, tensors, limit, monkeypatch):
     monkeypatch.setattr(shards, "SHARD", limit)
-    write_shards(tensors, tmp_path, {"format": "x"}, segment=7, ranks=ALONE)
+    write_shards(tensors, tmp_path, {"training": "x"}, segment=7, ranks=ALONE)
     state = newest(tmp_path)
     found, about = read_shards(state, ranks=ALONE)
-    assert found.keys() == tensors.keys() and about["format"] == "x"
+    assert found.keys() == tensors.keys() and about["training"] == "x"
     assert all(found[name].dtype == one.dtype and found[name].equal(one) for name, one in tensors.items())
     sizes = [sum(one.nbytes for one in content.values()) for content in shards._packed(tensors)]
     largest_row = max(one[:1].nbytes if one.ndim else one.nbytes for one in tensors.values())
@@ -66,18 +66,20 @@ def test_files_of_two_states_are_not_mixed(tmp_path, tensors, monkeypatch):
         read_shards(tmp_path / "1" / "segment-00000001", ranks=Ranks(0, 4))
 
 
-def test_a_flipped_bit_anywhere_in_a_state_is_noticed(tmp_path, tensors, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD", 1000)
+@pytest.mark.parametrize(("limit", "files"), [(1000, 8), (2**20, 1)])
+def test_a_flipped_bit_anywhere_in_a_state_is_noticed(tmp_path, tensors, limit, files, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", limit)
     write_shards(tensors, tmp_path, {"training": "a", "segment": "1"}, segment=1, ranks=ALONE)
     state = tmp_path / "segment-00000001"
-    files = sorted(state.iterdir())
-    assert len(files) > 1 and read_shards(state, ranks=ALONE)
+    found = sorted(state.iterdir())
+    assert len(found) == files and read_shards(state, ranks=ALONE)
     chance = random.Random(0)
-    for file in files:
+    for file in found:
         whole = file.read_bytes()
-        for place in (8 + int.from_bytes(whole[:8], "little"), len(whole) - 1, *chance.choices(range(len(whole)), k=100)):
+        told = [whole.index(b'"files":"') + 9, whole.index(b"sha256")]  # what tells how far to read and what to compare
+        for place in (*told, 8 + int.from_bytes(whole[:8], "little"), len(whole) - 1, *chance.choices(range(len(whole)), k=100)):
             flipped = bytearray(whole)
-            flipped[place] ^= 1 << chance.randrange(8)
+            flipped[place] ^= 1 if place in told else 1 << chance.randrange(8)
             file.write_bytes(flipped)
             with pytest.raises(CheckpointError):
                 read_shards(state, ranks=ALONE)

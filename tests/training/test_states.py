@@ -66,7 +66,7 @@ SPOILED = {
     "no number": (said(segment="x"), "does not say what was trained"),
     "too far": (said(segment="7"), r"is no state of its training: segment 7 is not as it should be"),
     "before the first": (said(segment="-2"), r"segment -2 is not as it should be"),
-    "uncounted files": (said(files="x"), r"says that it has 'x' files\. That is a number\. Copy the folder segment-00000002 again"),
+    "uncounted files": (said(files="x"), r"says that it has 'x' files\. That is a number from 1\. Copy the folder segment-00000002 again"),
     "a weight": (without("model.lm_head.weight"), r"is no state of its training: model\.lm_head\.weight is not as it should be\. A state holds every tensor"),
     "moments": (without("optimizer.lm_head.weight.exp_avg"), r"optimizer\.lm_head\.weight\.exp_avg is not as it should be"),
     "random numbers": (without("generator.noise"), r"generator\.noise is not as it should be"),
@@ -81,8 +81,20 @@ def test_a_state_that_is_not_as_it_should_be_is_refused(name: str, tmp_path: Pat
     spoil, match = SPOILED[name]
     (tmp_path / "segment-00000002").mkdir()
     tensors, about = spoil(saved)
-    write_tensors(tensors, tmp_path / "segment-00000002" / FILE, about)
+    write_tensors(tensors, tmp_path / "segment-00000002" / FILE, {**about, shards.CHECKSUM: shards._checksum(tensors, about)})
     with pytest.raises(CheckpointError, match=match):
+        Trainer.resume(tmp_path, pool=pool)
+
+
+def test_a_state_without_a_checksum_is_refused_and_one_of_before_by_its_format(tmp_path: Path, saved: Parts, pool: Instance) -> None:
+    (tmp_path / "segment-00000002").mkdir()
+    file = tmp_path / "segment-00000002" / FILE
+    tensors, about = saved
+    write_tensors(tensors, file, about)
+    with pytest.raises(CheckpointError, match=r"its checksum is another or missing\. A state is read to the last bit\. Copy the folder segment-00000002 again"):
+        Trainer.resume(tmp_path, pool=pool)
+    write_tensors(tensors, file, {**about, "format": "attractorlab-training-2"})
+    with pytest.raises(CheckpointError, match=r"says format 'attractorlab-training-2'\. .*Use the version of attractorlab that wrote them"):
         Trainer.resume(tmp_path, pool=pool)
 
 
