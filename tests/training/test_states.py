@@ -112,9 +112,11 @@ def test_a_state_of_another_training_after_as_many_segments_is_replaced(tmp_path
         trainer._segment()
         trainer.save_state(tmp_path)
     assert Trainer.resume(tmp_path, pool=pool).config.seed == 5
-    (tmp_path / "segment-00000001" / FILE).write_bytes(b"damaged")
-    trainer.save_state(tmp_path)
-    assert Trainer.resume(tmp_path, pool=pool).segment == 1
+    file = tmp_path / "segment-00000001" / FILE
+    for damaged in (b"damaged", file.read_bytes()[:-1] + b"x"):
+        file.write_bytes(damaged)
+        trainer.save_state(tmp_path)
+        assert Trainer.resume(tmp_path, pool=pool).segment == 1
 
 
 def test_weights_that_are_not_finite_take_the_place_of_no_save(tmp_path: Path, pool: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
