@@ -130,11 +130,11 @@ class Run:
         (place / "segments").mkdir(parents=True, exist_ok=True)
         manifest = Manifest(config=config, units=tuple(units), created=created, optional=tuple(optional))
         temporary = place / f".manifest-{uuid.uuid4().hex}"
-        with open(temporary, "w") as file:
-            file.write(json.dumps(asdict(manifest), indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, place / "manifest.json")
+        try:
+            _put(temporary, json.dumps(asdict(manifest), indent=1).encode())
+            os.replace(temporary, place / "manifest.json")
+        finally:
+            temporary.unlink(missing_ok=True)
         return cls(place)
 
     def done(self) -> list[str]:

@@ -76,6 +76,10 @@ def test_a_writer_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         run.write("a", {"trajectory": trajectory()})
     assert list((tmp_path / "run" / "segments").iterdir()) == [] and run.missing() == ["a", "b"]
+    written[:] = [None, None]
+    with pytest.raises(OSError, match="No space left"):
+        fresh(tmp_path / "other")
+    assert [file.name for file in (tmp_path / "other").rglob("*")] == ["segments"]
 
 
 def test_a_run_that_is_killed_in_the_middle_of_writing_stays_readable(tmp_path):
