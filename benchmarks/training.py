@@ -43,8 +43,8 @@ def main() -> None:
 
 def trainer(engine: str, cached: int) -> loop.Trainer:
     """A training that has learned from two segments, in groups of at most `cached` slots."""
-    one = loop.Trainer(replace(PRESETS["trm-sudoku-9"], engine=engine, puzzles=400, begin=""))
-    one.groups = torch.arange(len(one.steps)).chunk(-(-len(one.steps) // cached))
+    one = loop.Trainer(replace(PRESETS["trm-sudoku-9"], engine=engine, puzzles=400))
+    one.groups = torch.arange(len(one.steps)).split(cached)
     for _ in range(2):
         one._segment()
     return one

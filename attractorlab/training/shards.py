@@ -42,7 +42,7 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path, about: Mapping[str
         if _same(partial, whole):  # saved before
             shutil.rmtree(partial)
         else:
-            if whole.exists():  # of another training
+            if whole.exists():  # of another training, or damaged
                 shutil.rmtree(whole)
             _synced(partial)
             os.rename(partial, whole)
@@ -71,7 +71,8 @@ def read_shards(state: Path, *, ranks: Ranks) -> tuple[dict[str, Tensor], dict[s
             f"{state} holds the parts of {', '.join(map(str, sorted(there))) or 'no'} processes, and {ranks.count} would read it. A training is resumed by as many processes as saved it. "
             "Start as many with torchrun, or use the state folder that `attractorlab train` left."
         )
-    about = _told(state / _file(ranks, 0))
+    about = read_metadata(state / _file(ranks, 0))
+    about.pop(CHECKSUM, None)
     if about.get("format") != STATE_FORMAT:
         raise CheckpointError(
             f"{state} says format {about.get('format', 'unknown')!r}. A training is resumed from files of format {STATE_FORMAT!r}. "
@@ -83,10 +84,12 @@ def read_shards(state: Path, *, ranks: Ranks) -> tuple[dict[str, Tensor], dict[s
     pieces: dict[str, Tensor] = {}
     for number in range(int(count)):
         path = state / _file(ranks, number)
-        if _told(path) != about:
+        told = read_metadata(path)
+        checksum = told.pop(CHECKSUM, None)
+        if told != about:
             raise CheckpointError(f"{path} does not belong to the files beside it. A state is read whole. Copy the folder {state.name} again.")
         content = load_file(path)
-        if read_metadata(path).get(CHECKSUM) != _checksum(content, about):
+        if checksum != _checksum(content, about):
             raise CheckpointError(f"{path} is not as it was written: its checksum is another or missing. A state is read to the last bit. Copy the folder {state.name} again.")
         pieces |= content
     joined: dict[str, list[Tensor]] = {}
@@ -110,11 +113,6 @@ def _packed(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
             files[-1][name if len(pieces) == 1 else f"{name}:{number:06d}"] = piece.contiguous().clone()
             held += piece.nbytes
     return files
-
-
-def _told(path: Path) -> dict[str, str]:
-    """The metadata that the files of a process share."""
-    return {key: value for key, value in read_metadata(path).items() if key != CHECKSUM}
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
