@@ -22,6 +22,7 @@ from attractorlab.cli_tools import (
     command_line,
     instances,
     must_be_folder,
+    must_be_no_folders,
     must_be_usable,
     must_take_files,
     print_json,
@@ -84,9 +85,10 @@ def scale(
     Starts are followed once, to the largest depth; everything else is read off that. The same command goes on with what an interrupted one has left.
     """
     use(threads)
-    depths, breadths, share = _numbers("depth", depth), _numbers("breadth", breadth), _part(part)
+    depths, breadths, share = _numbers("depth", depth, most=2**20), _numbers("breadth", breadth, most=2**14), _part(part)
     tried = _thresholds(thresholds)
-    must_be_folder(out)
+    must_be_folder(out / "run")
+    must_be_no_folders(out / "scale.json", out / "scale.md", out / "index.html")
     must_take_files(out)
     from attractorlab import models
 
@@ -110,7 +112,7 @@ def _measured(
     reasoner: "AbstractRecursion", instance: "Instance", asked: "Measure", out: Path, depth: list[int], breadth: list[int], level: float, time_rows: int, part: tuple[int, int], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Attempts, their readings, and the files that say so."""
-    from attractorlab.dynamics.scaling import same_targets
+    from attractorlab import tasks
     from attractorlab.report.markdown import finite, write_whole
     from attractorlab.report.scaling import nouns_of, read_off, scaled_of, scaling_facts, scaling_markdown, scaling_page
     from attractorlab.sweep import attempts_in, measure
@@ -126,8 +128,7 @@ def _measured(
     if not run.has(READINGS):
         with stages() as say:
             say("reading the attempts")
-            assert instance.targets is not None
-            cluster = same_targets(instance.targets)
+            cluster = tasks.same_solutions(instance)
             run.write(READINGS, nouns_of(read_off(runs, depth=depth, breadth=breadth, level=level, cluster=cluster, difficulty=instance.difficulty, halting=asked.halting, thresholds=settings["thresholds"])))
     found = scaled_of(run.read(READINGS))
     about = _about(run, runs, reasoner, instance, asked, found)
@@ -199,11 +200,11 @@ def _timed(path: Path, reasoner: "AbstractRecursion", instance: "Instance", aske
 
     if not rows or asked.halting is None:
         return {}
+    n = min(rows, len(instance))
     if path.exists():
         found = dict(json.loads(path.read_text(encoding="utf-8")))
-        if found.pop("run", created) == created:
+        if found.pop("run", created) == created and found["instances"] == n:
             return found
-    n = min(rows, len(instance))
     with stages() as say:
         say(f"timing {n} puzzles to the end, and with halting and refill")
         timed: dict[str, Any] = throughput(reasoner, instance[tasks.spread_rows(n, len(instance))], asked)
@@ -214,7 +215,7 @@ def _timed(path: Path, reasoner: "AbstractRecursion", instance: "Instance", aske
 def _speed(timed: Mapping[str, Any]) -> str:
     return (
         f"{timed['instances_per_second_refill']:.3g} instances a second with halting and refill, {timed['instances_per_second_full']:.3g} with all run to tick {timed['ticks']}: "
-        f"{timed['ratio']:.3g} times ({timed['instances']} instances, {timed['slots']} slots, {timed['threads']} threads, {timed['device']})"
+        f"{timed['ratio']:.3g} times, for {timed['ticks_full'] / timed['ticks_refill']:.3g} times fewer ticks ({timed['instances']} instances, {timed['slots']} slots, {timed['threads']} threads, {timed['device']})"
     )
 
 
@@ -300,7 +301,7 @@ def _feedforward(network: "FeedForward", out: Path, task: str, data: str, split:
         raise ValueError(f"`scale` got --out {out}, which holds the run of a reasoner. A feed-forward network has no run, and would stand beside that of another model. Choose another --out.")
     import torch
 
-    from attractorlab.dynamics.scaling import same_targets
+    from attractorlab import tasks
     from attractorlab.models.base import weights_hash
     from attractorlab.report.markdown import finite, plain, write_whole
     from attractorlab.statistics import cluster_share
@@ -313,7 +314,7 @@ def _feedforward(network: "FeedForward", out: Path, task: str, data: str, split:
             bar(k, f"{k} of {len(instance)}")
             found.append(network(instance.inputs[k : k + BATCH]).argmax(-1) == instance.targets[k : k + BATCH])
     right = torch.cat(found).all(1)
-    groups = same_targets(instance.targets)
+    groups = tasks.same_solutions(instance)
     accuracy, low, high = cluster_share(right, groups, level=level)
     facts = {
         "model": network.name,
@@ -337,11 +338,11 @@ def _feedforward(network: "FeedForward", out: Path, task: str, data: str, split:
     return facts
 
 
-def _numbers(name: str, text: str) -> list[int]:
+def _numbers(name: str, text: str, *, most: int) -> list[int]:
     """The whole numbers of an option, sorted."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"`scale` got --{name} {text!r}. It is whole numbers from 1, joined by commas. Use --{name} 1,4,16.")
+    if not all(part.isdecimal() and part.isascii() and len(part) <= len(str(most)) and 1 <= int(part) <= most for part in parts):
+        raise ValueError(f"`scale` got --{name} {text!r}. It is whole numbers from 1 to {most:,}, joined by commas. Use --{name} 1,4,16.")
     return sorted({int(part) for part in parts})
 
 

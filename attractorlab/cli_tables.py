@@ -152,12 +152,13 @@ def scale_lines(facts: Facts) -> Iterator[str]:
                 f"({gain['saving'][i]:.3g} times); without halting as good "
                 + (f"at tick {match}, {gain['ratio'][i]:.3g} times its ticks." if match > 0 else f"at none of the ticks read, up to {facts['ticks']}.")
             )
+    yield from ("", f"results: {facts['results']}")
     if facts["throughput"]:
         timed = facts["throughput"]
         yield ""
         yield from _said(
             f"{timed['instances_per_second_refill']:.3g} instances a second with halting and refill, {timed['instances_per_second_full']:.3g} with all run to tick {timed['ticks']}: "
-            f"{timed['ratio']:.3g} times ({timed['instances']} instances, {timed['slots']} slots, {timed['threads']} threads)."
+            f"{timed['ratio']:.3g} times, for {timed['ticks_full'] / timed['ticks_refill']:.3g} times fewer ticks ({timed['instances']} instances, {timed['slots']} slots, {timed['threads']} threads)."
         )
 
 

@@ -162,6 +162,13 @@ def must_be_folder(path: Path) -> None:
             raise ValueError(f"--out leads through {place}, which is a file. Output goes into a folder. Choose another --out.")
 
 
+def must_be_no_folders(*paths: Path) -> None:
+    """Raise a ValueError if a folder stands where a file is to be written."""
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder. A file of that name is written there. Choose another --out, or move the folder away.")
+
+
 def must_take_files(path: Path) -> None:
     """Raise an OSError if nothing can be written into a folder, or into the one in which it is to be made."""
     place = next(place for place in (path, *path.absolute().parents) if place.exists())

@@ -10,7 +10,6 @@ import torch
 from attractorlab import Run, attempt, models, strobe, tasks
 from attractorlab.cli import main
 from attractorlab.dynamics.attempts import Halting
-from attractorlab.dynamics.scaling import same_targets
 from attractorlab.report.scaling import accuracy_table, number, read_off, share
 from attractorlab.sweep import Measure, Series, attempts_in, own_starts, throughput
 from tests.dynamics.test_attempts import clocked, from_zero, ones
@@ -60,10 +59,11 @@ def test_the_numbers_are_those_of_the_library(whole):
     at = [stored.read.tolist().index(d) for d in (1, 3, 8)]
     assert stored.solved[at].equal(runs.solved) and stored.halt_tick.equal(runs.halt_tick) and stored.instance.equal(runs.instance)
     assert [row[-1][0] for row in facts["grid"]["accuracy"]] == pytest.approx(runs.solved.double().mean(1).tolist())
-    assert facts["solutions that differ"] == len(same_targets(chosen.targets).unique()) and facts["puzzles"] == 12
+    assert facts["solutions that differ"] == len(tasks.same_solutions(chosen).unique()) and facts["puzzles"] == 12
     taken = torch.where(runs.halt_tick < 0, 8, runs.halt_tick).double().mean().item()
     assert facts["gain"]["calls"][-1] == pytest.approx(taken)
     assert facts["grid"]["selectors"] == ["mean", "residual", "logit_change", "vote", "halt", "first_halt", "verifier", "any"]
+    assert facts["elastic"]["selectors"] == ["mean", "vote", "halt", "first_halt", "verifier", "any"], "residuals read at different ticks do not compare"
     columns = {name: [cell[k] for row in facts["grid"]["accuracy"] for cell in row] for k, name in enumerate(facts["grid"]["selectors"])}
     assert columns["verifier"] == columns["any"], "a puzzle with one solution has no other valid answer"
 
@@ -190,11 +190,26 @@ def test_a_feed_forward_network_has_one_number(tmp_path):
     assert "do not apply" in printed("scale", path, "--rows", "20", "--out", tmp_path / "out") and (tmp_path / "out" / "scale.md").exists()
 
 
+def test_what_stands_where_output_goes_is_found_before_anything_is_measured(tmp_path, capsys):
+    for name in ("run", "scale.md"):
+        out = tmp_path / name / "out"
+        out.mkdir(parents=True)
+        if name == "run":
+            (out / name).write_text("a file")
+        else:
+            (out / name).mkdir()
+        fails(capsys, 2, name, "Choose another --out", argv=["scale", "eqr-sudoku-4", "--rows", "4", "--out", str(out)])
+        assert [one.name for one in out.iterdir()] == [name]
+
+
 def test_misuse_is_refused_with_what_to_do(whole, tmp_path, capsys):
     out = ["--out", str(tmp_path / "never")]
     base = ["scale", "eqr-sudoku-4", "--rows", "4", *out]
     fails(capsys, 2, "--depth '1,x'", "joined by commas", argv=[*base, "--depth", "1,x"])
     fails(capsys, 2, "--breadth '0'", argv=[*base, "--breadth", "0"])
+    fails(capsys, 2, "from 1 to 1,048,576", argv=[*base, "--depth", "9" * 20])
+    fails(capsys, 2, "from 1 to 16,384", argv=[*base, "--breadth", "16385"])
+    fails(capsys, 2, "--depth '١'", argv=[*base, "--depth", "\N{ARABIC-INDIC DIGIT ONE}"])
     fails(capsys, 2, "--thresholds '1,high'", "or nothing", argv=[*base, "--thresholds", "1,high"])
     fails(capsys, 2, "--every blink", "segment, recursion", argv=[*base, "--every", "blink"])
     fails(capsys, 2, "--dtype float8", "--dtype float32", argv=[*base, "--dtype", "float8"])

@@ -59,6 +59,12 @@ def test_unknown_words_get_styles_that_known_ones_do_not_have() -> None:
     assert theme.styles(["ant", "zebra", "wrong", "solved"]) == looks
 
 
+def test_more_words_than_hues_still_differ() -> None:
+    words = ["mean", "residual", "logit_change", "vote", "halt", "first_halt", "verifier", "any"]
+    assert len({look.colour for look in theme.styles(words).values()}) == 8
+    assert len({(look.colour, look.symbol, look.dash) for look in theme.styles(map(str, range(14))).values()}) == 14
+
+
 def luminance(colour: str) -> float:
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]

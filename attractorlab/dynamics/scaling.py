@@ -194,11 +194,6 @@ def _grid(
     )
 
 
-def same_targets(targets: Int[Tensor, "instance site"]) -> Int[Tensor, " instance"]:
-    """A number for each instance, the same for instances of one solution: puzzles made from one grid are not independent."""
-    return torch.unique(targets, dim=0, return_inverse=True)[1]
-
-
 def _check_sizes(depth: Sequence[int], breadth: Sequence[int], caller: str) -> None:
     if not depth or not breadth or min([*depth, *breadth]) < 1:
         raise ValueError(

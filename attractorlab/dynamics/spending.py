@@ -39,34 +39,34 @@ def halting_gain(runs: Attempts, *, depth: list[int], level: float, cluster: Int
     left = gone.solved
     assert left is not None
     at = torch.tensor([reads.index(d) for d in depth])
-    took = torch.stack([gone.last_tick.clamp(max=d) for d in depth]).double()
+    took, whole = (torch.stack([one.last_tick.clamp(max=d) for d in depth]).double() for one in (gone, runs))
     group = _groups(runs, cluster)
     n, k = len(depth), len(reads)
     with_halting, without = left[at].double(), solved.double()
     accuracy, low, high = cluster_shares(with_halting, group, level=level)
     full, full_low, full_high = cluster_shares(without[at], group, level=level)
-    sums, counts, weights = redrawn(torch.cat([with_halting, without, took, with_halting - without[at]]), group, draws=DRAWS, seed=0)
+    sums, counts, weights = redrawn(torch.cat([with_halting, without, took, with_halting - without[at], whole]), group, draws=DRAWS, seed=0)
     drawn = (weights @ sums.T) / (weights @ counts)[:, None]
     point = sums.sum(1) / counts.sum()
     # How much more often rows are right without halting at each tick read than with it, the same rows: [.. depth read].
     ahead, ahead_drawn = point[None, n : n + k] - point[:n, None], drawn[:, None, n : n + k] - drawn[:, :n, None]
-    margin = np.maximum(np.quantile(ahead_drawn, (1 + level) / 2, axis=0) - ahead, 0)
 
     def matched(gap: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The first tick read at which no halting is as good, to within the interval of the difference; infinite if none."""
-        enough = gap >= -margin - 1e-12
+        """The first tick read at which rows that do not halt are right as often; infinite if none."""
+        enough = gap >= -1e-12
         return np.where(enough.any(-1), np.array(reads, dtype=float)[enough.argmax(-1)], np.inf)
 
     calls = point[n + k : 2 * n + k]
     match = matched(ahead)
     short = [max([t for t in reads if t < m], default=0) for m in match.tolist()]
     spent = drawn[:, n + k : 2 * n + k]
-    saving_low, saving_high = _limits(np.array(depth) / spent, level, len(counts))
+    full_calls, full_spent = point[3 * n + k :], drawn[:, 3 * n + k :]
+    saving_low, saving_high = _limits(full_spent / spent, level, len(counts))
     ratio_low, ratio_high = _limits(matched(ahead_drawn) / spent, level, len(counts))
     calls_low, calls_high = _limits(spent, level, len(counts))
-    difference = torch.from_numpy(point[2 * n + k :])
-    difference_low, difference_high = _limits(drawn[:, 2 * n + k :], level, len(counts))
-    of_cluster = torch.from_numpy(sums[2 * n + k :] / counts)
+    difference = torch.from_numpy(point[2 * n + k : 3 * n + k])
+    difference_low, difference_high = _limits(drawn[:, 2 * n + k : 3 * n + k], level, len(counts))
+    of_cluster = torch.from_numpy(sums[2 * n + k : 3 * n + k] / counts)
     unsure = difference_low.isnan()
     low_else, high_else = _differences(difference, of_cluster, level)
     difference_low, difference_high = torch.where(unsure, low_else, difference_low), torch.where(unsure, high_else, difference_high)
@@ -84,7 +84,7 @@ def halting_gain(runs: Attempts, *, depth: list[int], level: float, cluster: Int
         calls=torch.from_numpy(calls),
         calls_low=calls_low,
         calls_high=calls_high,
-        saving=torch.from_numpy(np.array(depth) / calls),
+        saving=torch.from_numpy(full_calls / calls),
         saving_low=saving_low,
         saving_high=saving_high,
         matched=torch.tensor([int(m) if np.isfinite(m) else -1 for m in match]),

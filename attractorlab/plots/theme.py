@@ -48,6 +48,7 @@ _KNOWN = {
     "unstable": Style(VERMILION, "diamond", "dash"),
     "marginal": Style(PURPLE, "square", "dot"),
     "ill-conditioned": Style(GREY, "x", "dashdot"),
+    "any": Style(GREY, "x", "dash"),  # a ceiling, beside seven ways to select
 }
 
 
@@ -165,6 +166,7 @@ def styles(words: Iterable[str]) -> dict[str, Style]:
     known = {word: style for word, style in _KNOWN.items() if word in present}
     taken = {style.colour for style in known.values()}
     free = [style for style in map(Style, CATEGORICAL, _SYMBOLS, _DASHES) if style.colour not in taken] or [Style(GREY, "x", "dot")]
+    free += [Style(style.colour, f"{style.symbol}-open", "dot" if style.dash == "solid" else "solid") for style in free]  # when hues run out
     unknown = sorted(word for word in present if word not in known)
     return known | {word: free[i % len(free)] for i, word in enumerate(unknown)}
 

@@ -15,7 +15,7 @@ from attractorlab.dynamics.fixed_points import distinct, find_fixed_points
 from attractorlab.dynamics.newton import by_newton_krylov
 from attractorlab.dynamics.orbits import settle
 from attractorlab.dynamics.recorder import every, trace
-from attractorlab.dynamics.scaling import same_targets, scaling_of
+from attractorlab.dynamics.scaling import scaling_of
 from attractorlab.dynamics.searching import Found
 from attractorlab.dynamics.selectors import by_halt, by_residual, by_vote
 from attractorlab.dynamics.spectrum import spectrum
@@ -208,7 +208,7 @@ def grid_of(data: Recorded, name: str) -> ScalingGrid:
         breadth=powers(data.series[name].starts),
         select=[by_residual, by_vote, by_halt],
         level=data.level,
-        cluster=same_targets(data.instance.targets),
+        cluster=tasks.same_solutions(data.instance),
     )
 
 

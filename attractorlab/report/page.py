@@ -345,7 +345,7 @@ def _number(cell: Cell) -> str:
         return f"{cell:,}"
     if isinstance(cell, float):
         return "–" if math.isnan(cell) else f"{cell:.4g}"
-    return _plain(cell)
+    return re.sub(r"\[[-\d.]+, [-\d.]+\]", lambda interval: interval[0].replace(" ", "\N{NO-BREAK SPACE}"), _plain(cell))
 
 
 def _plain(text: str) -> str:

@@ -7,7 +7,18 @@ from attractorlab.tasks.maze_generate import generate_mazes, solve_mazes
 from attractorlab.tasks.reading import load, spread_rows
 from attractorlab.tasks.sudoku import BLANK, PAD, from_text, grid_lines, to_text
 from attractorlab.tasks.symmetry import Symmetries, canonical, fingerprint
-from attractorlab.tasks.table import Task, from_tokens, generate, identity, overlap, random_symmetries, side_of, task_of, verify
+from attractorlab.tasks.table import (
+    Task,
+    from_tokens,
+    generate,
+    identity,
+    overlap,
+    random_symmetries,
+    same_solutions,
+    side_of,
+    task_of,
+    verify,
+)
 
 __all__ = [
     "BLANK",
@@ -27,6 +38,7 @@ __all__ = [
     "load",
     "overlap",
     "random_symmetries",
+    "same_solutions",
     "score_paths",
     "side_of",
     "solve",

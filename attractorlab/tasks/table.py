@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attractorlab.tasks import checks, maze, maze_generate, maze_symmetry, sudoku, symmetry
+from attractorlab.tasks import checks, grids, maze, maze_generate, maze_symmetry, sudoku, symmetry
 from attractorlab.tasks.generate import generate as generate_sudoku
 from attractorlab.tasks.symmetry import Symmetries
 from attractorlab.types import Instance
@@ -35,6 +35,7 @@ class Kind:
         unit: What its difficulty counts.
         graded: What bundled puzzles of one level share, from the side and the difficulty.
         several: Which puzzles have more than one right answer.
+        same_solutions: A number for each target, the same for those that one solution is taken for.
         generate, identity, random_symmetries: Called with the side first.
         verify, canonical, fingerprint, overlap, tokens_of, to_text, grid_lines, from_tokens, checked: The functions of those names.
     """
@@ -51,6 +52,7 @@ class Kind:
     unit: str
     graded: Callable[[int, Tensor], Tensor]
     several: Callable[[Tensor], Tensor]
+    same_solutions: Callable[[Tensor], Tensor]
     generate: Callable[..., Instance]
     identity: Callable[[int, int], Symmetries]
     random_symmetries: Callable[..., Symmetries]
@@ -125,6 +127,7 @@ SUDOKU = Kind(
     unit="guesses",
     graded=lambda side, guesses: torch.log2(1 + guesses.double()).floor().long(),
     several=lambda inputs: torch.zeros(len(inputs), dtype=torch.bool),  # none that is read has
+    same_solutions=grids.same_grids,
     generate=generate_sudoku,
     identity=symmetry.identity,
     random_symmetries=symmetry.random_symmetries,
@@ -151,6 +154,7 @@ MAZE = Kind(
     unit="steps of the path",
     graded=lambda side, steps: (steps / side).floor().long(),
     several=lambda inputs: maze_generate.solve_mazes(inputs)[1] > 1,
+    same_solutions=lambda targets: torch.unique(targets, dim=0, return_inverse=True)[1],
     generate=maze_generate.generate_mazes,
     identity=maze_symmetry.identity,
     random_symmetries=maze_symmetry.random_symmetries,
@@ -283,6 +287,24 @@ def verify(instance: Instance, answers: Integer[Tensor, "... row site"]) -> Bool
         ([False, False], [True, True])
     """
     return task_of(instance.task).kind.verify(instance, answers)
+
+
+def same_solutions(instance: Instance) -> Int[Tensor, " instance"]:
+    """A number for each instance, the same for those of one solution, which are not independent: intervals redraw them together.
+
+    Sudokus of side 9 are taken together up to symmetry, as `grids.same_grids` says: the 2,000 test rows of Sudoku-Extreme have 2,000 grids, and 1,604 up to symmetry. Other instances have one solution
+    if theirs are equal.
+
+    Raises:
+        ValueError: If the instances have no targets.
+
+    Example:
+        >>> same_solutions(generate(9, 3, seed=0)).unique().numel()
+        3
+    """
+    if instance.targets is None:
+        raise ValueError("`same_solutions` got instances without targets. It compares their solutions. Load them with targets.")
+    return task_of(instance.task).kind.same_solutions(instance.targets)
 
 
 def overlap(train: Instance, test: Instance) -> Bool[Tensor, " row"]:

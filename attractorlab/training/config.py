@@ -1,6 +1,7 @@
 """What a training run is: one frozen record, presets, and strict reading of overrides."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -90,6 +91,8 @@ class TrainConfig:
                 f"`TrainConfig` got decay={self.decay}, warmup={self.warmup}, noise={self.noise}. None of them is negative. "
                 "Use decay=0, warmup=100, noise=0.01."
             )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"`TrainConfig` got weight_decay={self.weight_decay}. Weights are drawn to zero, or left. Use weight_decay=0.1.")
         if not 0 <= self.seed <= SEEDS:
             raise ValueError(f"`TrainConfig` got seed={self.seed}. Seeds lie between 0 and 2**40. Use seed=0, for example.")
         if not 0 < self.lr < 1 or not 0 <= self.ema < 1:

@@ -13,9 +13,8 @@ class HaltingGain:
     """What the halting policy saves, for rows that end at `depth` ticks at the latest. Each row is one start, picked blindly.
 
     `accuracy` is with halting, `full` of the same rows without it at the same depth, `difference` the first less the second, row by row. `calls` are the ticks that a row takes with halting, on
-    average, of a lost row those up to its loss; `saving` is depth over calls. `matched` is the smallest tick read at which rows without halting are right as often as with it, to within the interval of the difference on the same rows (−1: at
-    none that was read), and `matched_above` the largest tick read at which they are not (0: there is none): the truth lies between, after the one and up to the other. Below ten clusters
-    it is a rough guess: the interval used for it is the bootstrap's, which is too short then. `ratio` is matched over calls.
+    average, of a lost row those up to its loss; `saving` is what the same rows take without it, over calls: depth over calls where none is lost. `matched` is the smallest tick read at which rows without halting are right as often as with it (−1: at
+    none that was read), and `matched_above` the largest tick read at which they are not (0: there is none): the truth lies between, after the one and up to the other. `ratio` is matched over calls.
     Intervals redraw clusters of instances, and where that says nothing those of shares and of the difference are Wilson's over the clusters; the others are NaN then, and infinite where draws
     found no match.
     """

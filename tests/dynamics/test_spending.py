@@ -45,6 +45,12 @@ def test_halting_too_early_costs_accuracy_and_says_so():
     assert gain.matched.item() == 5 and gain.calls.item() == pytest.approx(0.1 * 1 + 0.9 * 6)
 
 
+def test_nearly_as_good_is_not_as_good():
+    # Nineteen of twenty are solved at 3 and the last at 8, all halt after it: at 3 the interval of the difference still holds 0.
+    gain = halting_gain(followed([3] * 38 + [8] * 2, [4] * 38 + [9] * 2), depth=[16], level=0.95, cluster=None)
+    assert gain.accuracy.item() == 1 and gain.matched.item() == 8 and gain.ratio_low.item() < gain.ratio.item()
+
+
 def test_no_depth_read_may_be_as_good_as_halting():
     # Solved from 3 to before 5, halted in between, and wrong at all later ticks; at 3 and 4 only half of the rows are.
     solves, until, halts = [3, 7] * (N // 2), [5, 9] * (N // 2), [4, 8] * (N // 2)
@@ -154,6 +160,7 @@ def test_a_lost_row_takes_the_ticks_up_to_its_loss():
     gain = halting_gain(runs, depth=[3, 16], level=0.95, cluster=None)
     grid = scaling_grid(halted(runs), depth=[3, 16], breadth=[1], select=[], level=0.95, cluster=None)
     assert gain.calls.tolist() == grid.map_calls[:, 0].tolist() == [3, (4 + 9) / 2]
+    assert gain.saving.tolist() == [1, (4 + 16) / (4 + 9)], "what was lost saves nothing"
 
 
 def test_the_grid_of_halted_runs_counts_the_ticks_they_took():

@@ -166,6 +166,7 @@ def test_cells_show_numbers_to_the_right_and_gaps_as_dashes() -> None:
     assert '<td class="num">12,345</td><td class="num">0.1235</td>' in page
     assert page.count('<td class="num">–</td>') == 2
     assert ">yes<" in page and ">no<" in page
+    assert "2.6 [1.4,\N{NO-BREAK SPACE}4.0]" in page_of(Table(("a",), (("2.6 [1.4, 4.0]",),))), "an interval is not broken in two"
     assert "the table has no rows" in page_of(Table(("a",), ()))
 
 

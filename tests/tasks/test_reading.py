@@ -316,3 +316,8 @@ def test_rows_are_spread_over_a_file_whatever_its_order():
 def test_more_rows_than_there_are_cannot_be_spread():
     with pytest.raises(ValueError, match=r"`spread_rows` got 5 rows of 4\. It takes each row once.*Ask for 1 to 4"):
         tasks.spread_rows(5, 4)
+
+
+@needs_shared
+def test_the_test_rows_of_sudoku_extreme_have_as_many_grids_up_to_symmetry_as_their_readme_says() -> None:
+    assert len(tasks.same_solutions(tasks.load("sudoku-9", path=SHARED / "test.csv.gz")).unique()) == 1604

@@ -1,5 +1,7 @@
 """The symmetries of a board."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from attractorlab import tasks
 from attractorlab.tasks import Symmetries
+from attractorlab.tasks.grids import same_grids
 from attractorlab.types import Instance
 
 SIDES = [4, 6, 9]
@@ -196,3 +199,51 @@ def test_boards_of_different_sides_have_no_overlap_to_ask_for() -> None:
         ValueError, match=r"`overlap` got boards of 16 and of 36 sites\. Twins are of one size\. Pass puzzles of the same task"
     ):
         tasks.overlap(tasks.generate(4, 1, seed=0), tasks.generate(6, 1, seed=0))
+
+
+def test_images_of_one_grid_are_one_solution_and_other_grids_are_others() -> None:
+    grids = tasks.generate(9, 200, seed=5)
+    assert grids.targets is not None
+    both = same_grids(torch.cat([grids.targets, *[drawn(9, 200, seed).apply(grids.targets) for seed in range(4)]]))
+    assert tasks.same_solutions(grids).equal(same_grids(grids.targets))
+    assert len(both.unique()) == 200
+    assert both.view(5, 200).unique(dim=0).shape[0] == 1
+
+
+def test_a_grid_with_two_rows_exchanged_across_bands_is_no_image() -> None:
+    """As a Latin square it is the same up to the order of its rows; what a band is makes the difference."""
+    grids = tasks.generate(9, 50, seed=6).targets.view(50, 9, 9)  # type: ignore[union-attr]
+    moved = grids[:, [3, 1, 2, 0, 4, 5, 6, 7, 8]]
+    named = same_grids(torch.cat([grids, moved]).flatten(1)).view(2, 50)
+    assert (named[0] != named[1]).all()
+
+
+def test_a_grid_with_one_pair_of_digits_exchanged_in_two_rows_is_another() -> None:
+    grid = tasks.generate(9, 30, seed=7).targets.view(30, 9, 9)  # type: ignore[union-attr]
+    found = []
+    for one in grid:
+        for a, b in ((0, 1), (3, 4), (6, 8)):
+            for x in range(9):
+                y = int((one[a] == one[b, x]).nonzero())
+                if one[b, y] == one[a, x]:  # two digits in two places: exchanging them leaves every line whole, and boxes if they lie in one
+                    other = one.clone()
+                    other[a, x], other[a, y], other[b, x], other[b, y] = one[b, x], one[b, y], one[a, x], one[a, y]
+                    found.append((one, other))
+    assert len(found) > 10
+    pairs = torch.stack([torch.stack(pair) for pair in found]).view(-1, 81)
+    numbers = same_grids(pairs).view(-1, 2)
+    assert (numbers[:, 0] != numbers[:, 1]).all()
+
+
+@pytest.mark.parametrize("name", ["sudoku-4", "sudoku-6", "maze-11"])
+def test_where_grids_are_few_only_equal_solutions_are_one(name: str) -> None:
+    made = tasks.generate(name, 300, seed=1)
+    numbers = tasks.same_solutions(made)
+    assert len(numbers.unique()) == len(made.targets.unique(dim=0))  # type: ignore[union-attr]
+    assert all(bool((made.targets[numbers == k] == made.targets[numbers == k][0]).all()) for k in numbers.unique().tolist())  # type: ignore[index]
+
+
+def test_solutions_are_needed_to_compare_them() -> None:
+    with pytest.raises(ValueError, match="without targets"):
+        tasks.same_solutions(replace(tasks.generate(4, 2, seed=0), targets=None))
+    assert tasks.same_solutions(tasks.generate(9, 2, seed=0)[:0]).shape == (0,)

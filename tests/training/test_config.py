@@ -60,6 +60,7 @@ WRONG = {
     "segments": (0, r"got segments=0.*Use segments=1 or more"),
     "batch": (-1, r"got batch=-1.*Use batch=1 or more"),
     "lr": (float("nan"), r"got lr=nan.*Use lr=0.002"),
+    "weight_decay": (float("nan"), r"got weight_decay=nan.*Use weight_decay=0.1"),
     "ema": (1.0, r"ema=1.0.*Use lr=0.002, ema=0.999"),
     "reveal": (1.5, r"got reveal=1.5. It is a share. Use a number from 0 to 1"),
     "halt_explore": (-0.1, r"got halt_explore=-0.1. It is a share"),
