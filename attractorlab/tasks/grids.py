@@ -29,7 +29,7 @@ def same_grids(targets: Int[Tensor, "instance site"]) -> Int[Tensor, " instance"
     high = box_of(side)[0]
     grids = targets.view(-1, side, side) - BLANK - 1
     places = torch.zeros_like(grids).scatter_(1, grids, torch.arange(side)[:, None].expand_as(grids))  # [digit column]: its row
-    lines = _banded(torch.cat([_cycles(grids), _cycles(grids.mT)]), high).view(2, -1).T  # square boxes alone are that many
+    lines = _banded(torch.cat([_cycles(grids), _cycles(grids.mT)]), high).view(2, -1).T  # a turn exchanges rows and columns, and is a symmetry: boxes are square here
     digits = _named(_named(_cycles(places).sort(-1).values).sort(-1).values)
     return _named(torch.cat([lines.sort(-1).values, digits[:, None]], 1))
 
