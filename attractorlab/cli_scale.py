@@ -203,7 +203,7 @@ def _timed(path: Path, reasoner: "AbstractRecursion", instance: "Instance", aske
     n = min(rows, len(instance))
     if path.exists():
         found = dict(json.loads(path.read_text(encoding="utf-8")))
-        if found.pop("run", created) == created and found["instances"] == n:
+        if found.pop("run", created) == created and found.get("instances") == n:
             return found
     with stages() as say:
         say(f"timing {n} puzzles to the end, and with halting and refill")

@@ -179,6 +179,8 @@ def test_a_timing_is_that_of_its_own_run(whole):
     timed = said(*argv)["throughput"]
     assert timed["ratio"] != 999.0 and timed["instances"] == 2
     assert said(*argv)["throughput"] == timed, "once in a run"
+    argv[argv.index("--time-rows") + 1] = "3"
+    assert said(*argv)["throughput"]["instances"] == 3, "and anew for other rows"
     kept.unlink()
 
 
