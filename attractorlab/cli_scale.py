@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from attractorlab.cli_tables import scale_lines
+from attractorlab.cli_tables import scale_lines, speed
 from attractorlab.cli_tools import (
     Data,
     Json,
@@ -87,6 +87,7 @@ def scale(
     use(threads)
     depths, breadths, share = _numbers("depth", depth, most=2**20), _numbers("breadth", breadth, most=2**14), _part(part)
     tried = _thresholds(thresholds)
+    must_be_folder(out)
     must_be_folder(out / "run")
     must_be_no_folders(out / "scale.json", out / "scale.md", out / "index.html")
     must_take_files(out)
@@ -135,7 +136,7 @@ def _measured(
     timed = _timed(out / "throughput.json", reasoner, instance, asked, time_rows, run.manifest.created)
     facts = {**about, "throughput": timed, **scaling_facts(found)}
     title = f"Depth, breadth and halting: {reasoner.name}"
-    words = {key: value for key, value in about.items() if key != "ids"} | ({"throughput": _speed(timed)} if timed else {})
+    words = {key: value for key, value in about.items() if key != "ids"} | ({"throughput": speed(timed)} if timed else {})
     texts = {
         "scale.json": json.dumps(finite(facts), indent=1, allow_nan=False),
         "scale.md": scaling_markdown(title, words, found),
@@ -210,13 +211,6 @@ def _timed(path: Path, reasoner: "AbstractRecursion", instance: "Instance", aske
         timed: dict[str, Any] = throughput(reasoner, instance[tasks.spread_rows(n, len(instance))], asked)
     write_whole({path: json.dumps(timed | {"run": created}, indent=1)})
     return timed
-
-
-def _speed(timed: Mapping[str, Any]) -> str:
-    return (
-        f"{timed['instances_per_second_refill']:.3g} instances a second with halting and refill, {timed['instances_per_second_full']:.3g} with all run to tick {timed['ticks']}: "
-        f"{timed['ratio']:.3g} times, for {timed['ticks_full'] / timed['ticks_refill']:.3g} times fewer ticks ({timed['instances']} instances, {timed['slots']} slots, {timed['threads']} threads, {timed['device']})"
-    )
 
 
 def _asked(

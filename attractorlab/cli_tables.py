@@ -154,12 +154,16 @@ def scale_lines(facts: Facts) -> Iterator[str]:
             )
     yield from ("", f"results: {facts['results']}")
     if facts["throughput"]:
-        timed = facts["throughput"]
         yield ""
-        yield from _said(
-            f"{timed['instances_per_second_refill']:.3g} instances a second with halting and refill, {timed['instances_per_second_full']:.3g} with all run to tick {timed['ticks']}: "
-            f"{timed['ratio']:.3g} times, for {timed['ticks_full'] / timed['ticks_refill']:.3g} times fewer ticks ({timed['instances']} instances, {timed['slots']} slots, {timed['threads']} threads)."
-        )
+        yield from _said(f"{speed(facts['throughput'])}.")
+
+
+def speed(timed: Facts) -> str:
+    """What halting with refill saves in time, in words."""
+    return (
+        f"{timed['instances_per_second_refill']:.3g} instances a second with halting and refill, {timed['instances_per_second_full']:.3g} with all run to tick {timed['ticks']}: "
+        f"{timed['ratio']:.3g} times, for {timed['ticks_full'] / timed['ticks_refill']:.3g} times fewer ticks ({timed['instances']} instances, {timed['slots']} slots, {timed['threads']} threads, {timed['device']})"
+    )
 
 
 def _fitting(words: Sequence[str], *, taken: int) -> list[list[int]]:

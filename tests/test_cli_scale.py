@@ -209,6 +209,7 @@ def test_misuse_is_refused_with_what_to_do(whole, tmp_path, capsys):
     base = ["scale", "eqr-sudoku-4", "--rows", "4", *out]
     fails(capsys, 2, "--depth '1,x'", "joined by commas", argv=[*base, "--depth", "1,x"])
     fails(capsys, 2, "--breadth '0'", argv=[*base, "--breadth", "0"])
+    fails(capsys, 2, "the present folder itself", "Choose another --out", argv=["scale", "eqr-sudoku-4", "--rows", "4", "--out", "."])
     fails(capsys, 2, "from 1 to 1,048,576", argv=[*base, "--depth", "9" * 20])
     fails(capsys, 2, "from 1 to 16,384", argv=[*base, "--breadth", "16385"])
     fails(capsys, 2, "--depth '١'", argv=[*base, "--depth", "\N{ARABIC-INDIC DIGIT ONE}"])

@@ -41,32 +41,31 @@ def halting_gain(runs: Attempts, *, depth: list[int], level: float, cluster: Int
     at = torch.tensor([reads.index(d) for d in depth])
     took, whole = (torch.stack([one.last_tick.clamp(max=d) for d in depth]).double() for one in (gone, runs))
     group = _groups(runs, cluster)
-    n, k = len(depth), len(reads)
+    edges = np.cumsum([len(depth), len(reads), len(depth), len(depth)])  # between what is redrawn together, below
     with_halting, without = left[at].double(), solved.double()
     accuracy, low, high = cluster_shares(with_halting, group, level=level)
     full, full_low, full_high = cluster_shares(without[at], group, level=level)
     sums, counts, weights = redrawn(torch.cat([with_halting, without, took, with_halting - without[at], whole]), group, draws=DRAWS, seed=0)
     drawn = (weights @ sums.T) / (weights @ counts)[:, None]
     point = sums.sum(1) / counts.sum()
+    halting_point, full_point, calls, gap_point, full_calls = np.split(point, edges)
+    halting_drawn, full_drawn, spent, gap_drawn, full_spent = np.split(drawn, edges, axis=1)
     # How much more often rows are right without halting at each tick read than with it, the same rows: [.. depth read].
-    ahead, ahead_drawn = point[None, n : n + k] - point[:n, None], drawn[:, None, n : n + k] - drawn[:, :n, None]
+    ahead, ahead_drawn = full_point - halting_point[:, None], full_drawn[:, None] - halting_drawn[:, :, None]
 
     def matched(gap: NDArray[np.float64]) -> NDArray[np.float64]:
         """The first tick read at which rows that do not halt are right as often; infinite if none."""
         enough = gap >= -1e-12
         return np.where(enough.any(-1), np.array(reads, dtype=float)[enough.argmax(-1)], np.inf)
 
-    calls = point[n + k : 2 * n + k]
     match = matched(ahead)
     short = [max([t for t in reads if t < m], default=0) for m in match.tolist()]
-    spent = drawn[:, n + k : 2 * n + k]
-    full_calls, full_spent = point[3 * n + k :], drawn[:, 3 * n + k :]
     saving_low, saving_high = _limits(full_spent / spent, level, len(counts))
     ratio_low, ratio_high = _limits(matched(ahead_drawn) / spent, level, len(counts))
     calls_low, calls_high = _limits(spent, level, len(counts))
-    difference = torch.from_numpy(point[2 * n + k : 3 * n + k])
-    difference_low, difference_high = _limits(drawn[:, 2 * n + k : 3 * n + k], level, len(counts))
-    of_cluster = torch.from_numpy(sums[2 * n + k : 3 * n + k] / counts)
+    difference = torch.from_numpy(gap_point)
+    difference_low, difference_high = _limits(gap_drawn, level, len(counts))
+    of_cluster = torch.from_numpy(np.split(sums, edges)[3] / counts)
     unsure = difference_low.isnan()
     low_else, high_else = _differences(difference, of_cluster, level)
     difference_low, difference_high = torch.where(unsure, low_else, difference_low), torch.where(unsure, high_else, difference_high)

@@ -25,13 +25,13 @@ def same_grids(targets: Int[Tensor, "instance site"]) -> Int[Tensor, " instance"
     """
     side = side_for(targets.shape[1])
     if side <= FEW or not len(targets):
-        return _named(targets)
+        return numbered(targets)
     high = box_of(side)[0]
     grids = targets.view(-1, side, side) - BLANK - 1
     places = torch.zeros_like(grids).scatter_(1, grids, torch.arange(side)[:, None].expand_as(grids))  # [digit column]: its row
     lines = _banded(torch.cat([_cycles(grids), _cycles(grids.mT)]), high).view(2, -1).T  # a turn exchanges rows and columns, and is a symmetry: boxes are square here
-    digits = _named(_named(_cycles(places).sort(-1).values).sort(-1).values)
-    return _named(torch.cat([lines.sort(-1).values, digits[:, None]], 1))
+    digits = numbered(numbered(_cycles(places).sort(-1).values).sort(-1).values)
+    return numbered(torch.cat([lines.sort(-1).values, digits[:, None]], 1))
 
 
 def _banded(kinds: Int[Tensor, "grid line other"], high: int) -> Int[Tensor, " grid"]:
@@ -39,8 +39,8 @@ def _banded(kinds: Int[Tensor, "grid line other"], high: int) -> Int[Tensor, " g
     band = torch.arange(kinds.shape[1]) // high
     near = band[:, None] == band
     sorted_ = [kinds.where(which, -1).sort(-1).values for which in (near, ~near)]
-    in_bands = _named(torch.cat(sorted_, -1)).view(len(kinds), -1, high)
-    return _named(_named(in_bands.sort(-1).values).sort(-1).values)
+    in_bands = numbered(torch.cat(sorted_, -1)).view(len(kinds), -1, high)
+    return numbered(numbered(in_bands.sort(-1).values).sort(-1).values)
 
 
 def _cycles(lines: Int[Tensor, "grid line place"]) -> Int[Tensor, "grid line other"]:
@@ -59,6 +59,6 @@ def _cycles(lines: Int[Tensor, "grid line place"]) -> Int[Tensor, "grid line oth
     return torch.cat(found)
 
 
-def _named(keys: Int[Tensor, "... key"]) -> Int[Tensor, "..."]:
+def numbered(keys: Int[Tensor, "... key"]) -> Int[Tensor, "..."]:
     """A number for each key, the same for equal ones."""
     return torch.unique(keys.flatten(0, -2), dim=0, return_inverse=True)[1].view(keys.shape[:-1])

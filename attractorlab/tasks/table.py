@@ -35,7 +35,7 @@ class Kind:
         unit: What its difficulty counts.
         graded: What bundled puzzles of one level share, from the side and the difficulty.
         several: Which puzzles have more than one right answer.
-        same_solutions: A number for each target, the same for those that one solution is taken for.
+        same_solutions: A number for each target, the same for those that count as one solution.
         generate, identity, random_symmetries: Called with the side first.
         verify, canonical, fingerprint, overlap, tokens_of, to_text, grid_lines, from_tokens, checked: The functions of those names.
     """
@@ -154,7 +154,7 @@ MAZE = Kind(
     unit="steps of the path",
     graded=lambda side, steps: (steps / side).floor().long(),
     several=lambda inputs: maze_generate.solve_mazes(inputs)[1] > 1,
-    same_solutions=lambda targets: torch.unique(targets, dim=0, return_inverse=True)[1],
+    same_solutions=grids.numbered,
     generate=maze_generate.generate_mazes,
     identity=maze_symmetry.identity,
     random_symmetries=maze_symmetry.random_symmetries,
