@@ -22,7 +22,7 @@ _WHERE = {
     "attractorlab.models.hooking": "from_function hook",
     "attractorlab.testing": "check_map",
     "attractorlab.dynamics.recorder": "every log_spaced only_last trace",
-    "attractorlab.dynamics.orbits": "settle",
+    "attractorlab.dynamics.settling": "settle",
     "attractorlab.dynamics.continuation": "continuation",
     "attractorlab.dynamics.convergence": "convergence",
     "attractorlab.dynamics.parametric": "ParametricMap between_drives between_weights damped",

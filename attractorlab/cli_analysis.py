@@ -365,16 +365,15 @@ def _keep(out: Path, config: Mapping[str, Any], command: str, nouns: Mapping[str
     from attractorlab.sweep import PUZZLES
 
     run = _place(out, config, command)
-    run.write(PUZZLES, {"instance": nouns["instance"]})
-    run.write(command, {name: noun for name, noun in nouns.items() if name != "instance"})
+    for unit, kept in ((PUZZLES, {"instance": nouns["instance"]}), (command, {name: noun for name, noun in nouns.items() if name != "instance"})):
+        if not run.has(unit):
+            run.write(unit, kept)
     write_whole({out / f"{command}.json": json.dumps(finite(dict(facts)), indent=1, allow_nan=False)})
 
 
 def _place(out: Path, config: Mapping[str, Any], command: str) -> "Run":
-    from datetime import UTC, datetime
-
     from attractorlab.store import Run
     from attractorlab.sweep import PUZZLES
 
     asked = {**config, "command": stored_command(out) or command_line()}
-    return Run.create(out, config=asked, units=[PUZZLES, command], created=datetime.now(UTC).isoformat(timespec="seconds"))
+    return Run.create(out, config=asked, units=[PUZZLES, command])

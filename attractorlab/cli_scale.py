@@ -51,7 +51,7 @@ BATCH = 64  # instances that a feed-forward network takes at a time
 
 def scale(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Folder for index.html, scale.json, scale.md and run/.")],
+    out: Annotated[Path, typer.Option(help="Folder for index.html, scale.json, scale.md, throughput.json and run/.")],
     task: TaskName = "",
     data: Data = "",
     split: Split = "test",
@@ -89,14 +89,22 @@ def scale(
     tried = _thresholds(thresholds)
     must_be_folder(out)
     must_be_folder(out / "run")
-    must_be_no_folders(out / "scale.json", out / "scale.md", out / "index.html")
+    must_be_no_folders(out / "scale.json", out / "scale.md", out / "index.html", out / "throughput.json")
     must_take_files(out)
+    must_be_usable("scale", device)
+    if math.isnan(halt_above) or not (halt_rest is None or halt_rest > 0):
+        raise ValueError(f"`scale` got --halt-above {halt_above:g} and --halt-rest {halt_rest}. A threshold is a number, and a residual is above 0. Use --halt-above 0, and --halt-rest 1e-4 or none.")
+    for name, value, choices in (("every", every, ("segment", "recursion")), ("starts", starts, ("own", "random")), ("dtype", dtype, ("float32", "float64", "bfloat16"))):
+        if value not in choices:
+            raise ValueError(f"`scale` got --{name} {value}. It is one of {', '.join(choices)}. Use --{name} {choices[0]}.")
+    import torch
+
     from attractorlab import models
 
     if models.describe(models.find(model))["model"] == "feedforward":
         facts = _feedforward(models.load_feedforward(models.find(model)), out, task, data, split, rows, level)
     else:
-        reasoner = _prepared(models.load(model), dtype, device)
+        reasoner = models.load(model).to(getattr(torch, dtype)).to(device)
         instance = instances("scale", reasoner, task, data, split, rows)
         asked = _asked(
             reasoner, model, instance, depths=depths, breadths=breadths, every=every, starts=starts, above=halt_above, after=halt_after, rest=halt_rest, hold=hold, slots=slots, shard=shard, seed=seed
@@ -230,17 +238,12 @@ def _asked(
     shard: int | None,
     seed: int,
 ) -> "Measure":
-    """The options, checked, as what is measured."""
+    """The options as what is measured."""
     from attractorlab import models
     from attractorlab.dynamics.attempts import Halting, slots_for, spaced
     from attractorlab.dynamics.orbits import FLOOR
     from attractorlab.sweep import REST, Measure, Series, own_starts
 
-    if math.isnan(above) or not (rest is None or rest > 0):
-        raise ValueError(f"`scale` got --halt-above {above:g} and --halt-rest {rest}. A threshold is a number, and a residual is above 0. Use --halt-above 0, and --halt-rest 1e-4 or none.")
-    for name, value, choices in (("every", every, ("segment", "recursion")), ("starts", starts, ("own", "random"))):
-        if value not in choices:
-            raise ValueError(f"`scale` got --{name} {value}. It is one of {', '.join(choices)}. Use --{name} {choices[0]}.")
     place = model if model in (*models.names(), *models.ALIASES) else str(Path(model).absolute())
     one = Series(
         model=place,
@@ -270,16 +273,6 @@ def _asked(
         seed=seed,
         dtype=str(reasoner.dtype).removeprefix("torch."),
     )
-
-
-def _prepared(reasoner: "AbstractRecursion", dtype: str, device: str) -> "AbstractRecursion":
-    import torch
-
-    kinds = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-    if dtype not in kinds:
-        raise ValueError(f"`scale` got --dtype {dtype}. It computes in one of {', '.join(kinds)}. Use --dtype float32.")
-    must_be_usable("scale", device)
-    return reasoner.to(kinds[dtype]).to(device)
 
 
 def _verifier(instance: "Instance") -> "Callable[[Int[Tensor, ' row'], Int[Tensor, '... row site']], Bool[Tensor, '... row']]":

@@ -1,4 +1,4 @@
-"""What `fixed-points`, `spectrum` and `lyapunov` print: the facts as tables that fit on 80 columns."""
+"""What commands print, 80 columns wide: tables of fixed points, spectra and exponents, and the lines of scale."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence

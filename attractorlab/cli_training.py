@@ -1,7 +1,10 @@
 """The commands that train: train, and curves, which draws what a training wrote down."""
 
+import fcntl
 import json
-from contextlib import nullcontext
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +15,7 @@ from attractorlab.errors import BadData
 
 
 def train(
-    config: Annotated[str, typer.Argument(help="A configuration: eqr-sudoku-4, eqr-sudoku-6, eqr-sudoku-9 or eqr-maze-11; trm-sudoku-6 or trm-sudoku-9; feedforward-sudoku-9; eqr-sudoku-extreme or eqr-maze-30 as published.")],
+    config: Annotated[str, typer.Argument(help="A configuration: eqr-sudoku-4, eqr-sudoku-6, eqr-sudoku-9, eqr-maze-11 or eqr-maze-11-attention; trm-sudoku-6 or trm-sudoku-9; feedforward-sudoku-9; eqr-sudoku-extreme or eqr-maze-30 as published.")],
     out: Annotated[Path, typer.Option(help="Folder for model.safetensors, log.jsonl and the folder state.")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, as often as needed; unknown keys are refused.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training that the folder holds.")] = False,
@@ -35,6 +38,8 @@ def train(
     for key, equals, _ in pairs:
         if not equals:
             raise ValueError(f"`train` got --set {key!r}. Settings are written key=value. Write, for example, --set lr=0.001.")
+        if [other for other, _, _ in pairs].count(key) > 1:
+            raise ValueError(f"`train` got --set {key}=... twice. A setting has one value. Leave one out.")
     settings = read_config(config, {key: value for key, _, value in pairs})
     state = out / "state"
     if (newest(state) or (out / "model.safetensors").exists()) and not resume:
@@ -56,10 +61,32 @@ def train(
             exact = f"exact {100 * p['exact']:.1f} %, " if "exact" in p else ""  # where a puzzle ended
             bar(int(p["segment"]), f"loss {p['loss']:.4f}, {exact}{p['seconds_left'] / 60:.1f} min left")
 
-        path = run_training(trainer, out, name=config, command=command_line(), save_every=save_every, report=show)
+        with _alone(out) if ranks.rank == 0 else nullcontext():
+            path = run_training(trainer, out, name=config, command=_first_command(out), save_every=save_every, report=show)
     processes.part()
     if ranks.rank == 0:
         tell({"model": str(path), "segments": trainer.segment, "parameters": sum(p.numel() for p in trainer.model.parameters())}, as_json)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder while it is trained in. The lock goes with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"`train` found another process that trains in {folder}. A folder holds one training. Wait for it, or choose another --out.") from None
+        yield
+
+
+def _first_command(folder: Path) -> str:
+    """The command that began the training in a folder: one that goes on with it makes the same file."""
+    from attractorlab.models import describe
+
+    model = folder / "model.safetensors"
+    said = describe(model).get("command", "") if model.exists() else ""
+    return said or shlex.join(word for word in shlex.split(command_line()) if word != "--resume")
 
 
 def _silent(done: int, text: str) -> None:
@@ -73,6 +100,7 @@ def curves(
 ) -> None:
     """Draw loss, accuracy and throughput of trainings, finished or not, side by side."""
     from attractorlab import plots
+    from attractorlab.report.markdown import write_whole
 
     if out.suffix != ".html" or out.is_dir():
         raise ValueError(f"`curves` got --out {out}. It writes one page. Use a name that ends in .html.")
@@ -86,7 +114,7 @@ def curves(
     logs = {name: _log(folder) for name, folder in zip(names, folders, strict=True)}
     figure = plots.training(logs)
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_html(out, include_plotlyjs=True)
+    write_whole({out: figure.to_html(include_plotlyjs=True)})
     tell({"page": str(out), **{name: lines[-1] if lines else {} for name, lines in logs.items()}}, as_json)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -100,15 +100,25 @@ class LatentMap:
         """Whether the rule is the updates by construction; where it is not, they can differ."""
         return isinstance(self.rule, InTurn) and self.rule.updates is self.updates
 
-    def take(self, chosen: Sequence[int] | Int[Tensor, " chosen"]) -> "LatentMap":
+    def take(self, chosen: Sequence[int] | Int[Tensor, " chosen"] | Bool[Tensor, " row"]) -> "LatentMap":
         """The map on chosen (or repeated) rows.
 
         Rows taken once keep their `start`; if any row is repeated, starts are numbered anew, per instance, in order of
         appearance. An undriven map has no rows of its own: it stays as it is.
+
+        Args:
+            chosen: Their numbers, or a mask.
+
+        Raises:
+            ValueError: If the map has no such row.
         """
         if not self.driven:
             return self
-        index = torch.as_tensor(chosen, dtype=torch.int64)
+        if isinstance(chosen, Tensor) and chosen.dtype == torch.bool:
+            chosen = chosen.nonzero().squeeze(1)
+        index, n = torch.as_tensor(chosen, dtype=torch.int64), len(self.instance)
+        if len(index) and not -n <= int(index.min()) <= int(index.max()) < n:
+            raise ValueError(f"`take` got the rows {int(index.min())} to {int(index.max())} of a map of {n}. Rows are counted from 0. Take rows below {n}.")
         instance = self.instance[index]
         once = len(index) == len(torch.unique(index))
         drive = {name: leaf[index.to(leaf.device)] for name, leaf in self.drive.items()}
@@ -200,9 +210,18 @@ def _in_order(out: State, z: State) -> State:
 
 
 def relative(length: Float[Tensor, " row"], z: State, *, norm: Float[Tensor, " row"] | None = None) -> Float[Tensor, " row"]:
-    """`length` over ‖z‖ (`norm`, if it is known), row by row; over 1 where ‖z‖ is smaller than the square root of the dtype's rounding."""
-    whole = trees.norm(z) if norm is None else norm
-    return length / torch.where(whole > torch.finfo(whole.dtype).eps ** 0.5, whole, torch.ones_like(whole))
+    """`length` over what lengths at `z` are relative to, row by row: see `yardstick`."""
+    return length / yardstick(trees.norm(z) if norm is None else norm)
+
+
+def yardstick(norm: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """What lengths at states of these norms are relative to: the norm, and 1 where it is smaller than the square root of the dtype's rounding.
+
+    Example:
+        >>> yardstick(torch.tensor([5.0, 1e-9]))
+        tensor([5., 1.])
+    """
+    return torch.where(norm > torch.finfo(norm.dtype).eps ** 0.5, norm, torch.ones_like(norm))
 
 
 def strobe(f: LatentMap, every: int) -> LatentMap:

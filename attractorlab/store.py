@@ -8,8 +8,9 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,43 +18,20 @@ from torch import Tensor
 
 from attractorlab import types
 from attractorlab.errors import BadData, SpaceError
-from attractorlab.types import (
-    BasinEstimate,
-    BasinSlice,
-    Branch,
-    Convergence,
-    FixedPointSet,
-    Floquet,
-    Instance,
-    LyapunovEstimate,
-    NonNormality,
-    Origin,
-    PeriodicOrbitSet,
-    ProbeFit,
-    Projection,
-    ScalingGrid,
-    SpectralDensity,
-    Spectrum,
-    TraceEstimate,
-    Trajectory,
-    dims_of,
-)
+from attractorlab.types import Origin, Trajectory, dims_of
 
 if TYPE_CHECKING:
     import xarray
 
 SCHEMA = 4  # 3: a spectrum has errors and an order, norms have radii of pseudospectra; 4: a scaling grid has clusters, a policy and intervals of its spread
-NOUNS = {
+NOUNS: Mapping[str, type] = {
     noun.__name__: noun
     for noun in (
-        *(Instance, Trajectory, Convergence, FixedPointSet, PeriodicOrbitSet, Spectrum, Floquet, LyapunovEstimate, NonNormality),
-        *(BasinEstimate, BasinSlice, ScalingGrid, Projection, ProbeFit),
-        *(TraceEstimate, SpectralDensity),
-        *(Branch,),
-        *(types.Attempts, types.HaltingGain, types.Foresight, types.SolveTimes),
+        *(types.Instance, types.Trajectory, types.Convergence, types.FixedPointSet, types.PeriodicOrbitSet, types.Spectrum, types.Floquet, types.LyapunovEstimate),
+        *(types.NonNormality, types.BasinEstimate, types.BasinSlice, types.ScalingGrid, types.Projection, types.ProbeFit, types.TraceEstimate, types.SpectralDensity),
+        *(types.Branch, types.Attempts, types.HaltingGain, types.Foresight, types.SolveTimes),
     )
 }
-Noun = TypeVar("Noun")
 
 
 class RunError(BadData):
@@ -106,8 +84,15 @@ class Run:
         _check_units((*self.manifest.units, *self.manifest.optional))
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], *, config: Mapping[str, Any], units: Sequence[str], created: str, optional: Sequence[str] = ()) -> "Run":
+    def create(cls, path: str | os.PathLike[str], *, config: Mapping[str, Any], units: Sequence[str], created: str | None = None, optional: Sequence[str] = ()) -> "Run":
         """A new run, or the one that is there if it asked for the same. Units that are `optional` may be added to it later.
+
+        Args:
+            path: Its folder.
+            config: What was asked, as JSON can hold it. A run is continued by the same alone.
+            units: The names of what it will hold, each written once.
+            created: When it was made; now if left out.
+            optional: Names of what may be added.
 
         Raises:
             RunError: If the folder holds another run, or a unit's name cannot name a file.
@@ -128,7 +113,8 @@ class Run:
                 )
             return run
         (place / "segments").mkdir(parents=True, exist_ok=True)
-        manifest = Manifest(config=config, units=tuple(units), created=created, optional=tuple(optional))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        manifest = Manifest(config=config, units=tuple(units), created=created or now, optional=tuple(optional))
         temporary = place / f".manifest-{uuid.uuid4().hex}"
         try:
             _put(temporary, json.dumps(asdict(manifest), indent=1).encode())
@@ -150,10 +136,14 @@ class Run:
         return self._segment(unit).is_dir()
 
     def write(self, unit: str, nouns: Mapping[str, Any]) -> None:
-        """Commit `nouns` as the segment of `unit`. If somebody else did so first, theirs stays.
+        """Commit `nouns`, each under its name, as the segment of `unit`. If somebody else does so meanwhile, theirs stays.
+
+        Args:
+            unit: One of the manifest's units that has no segment yet.
+            nouns: Records as the library's functions return them.
 
         Raises:
-            RunError: If the manifest has no such unit.
+            RunError: If the manifest has no such unit, it has its segment already, or something is no noun that a run holds.
         """
         import xarray
         from zarr.storage import MemoryStore
@@ -163,6 +153,12 @@ class Run:
                 f"{self.path} has no unit {unit!r}. A run holds the units of its manifest. Use one of {', '.join(self.manifest.units)}."
             )
 
+        if self.has(unit):
+            raise RunError(f"{self.path} has the segment {unit!r} already. A segment is never changed. Write another unit, or make another run.")
+        strange = {name: type(noun).__name__ for name, noun in nouns.items() if type(noun).__name__ not in NOUNS}
+        if strange:
+            name, kind = next(iter(strange.items()))
+            raise RunError(f"{self.path} was given {name!r}, a {kind}. A run holds nouns, which say what their axes are: {', '.join(sorted(NOUNS))}. Write those that it is made of.")
         temporary = self.path / "segments" / f".tmp-{uuid.uuid4().hex}"
         try:
             tree = xarray.DataTree.from_dict({name: to_dataset(noun) for name, noun in nouns.items()})

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -95,7 +94,7 @@ def record(
         "series": {name: asdict(one) for name, (_, one) in series.items()},
     }
     with room_for(folder, price(instance, series, ticks=ticks, reported=reported)):
-        run = Run.create(folder, config=config, units=[PUZZLES, *units], optional=also, created=datetime.now(UTC).isoformat(timespec="seconds"))
+        run = Run.create(folder, config=config, units=[PUZZLES, *units], optional=also)
     _keep_puzzles(run, instance)
     for done, (unit, (name, k)) in enumerate(units.items()):
         progress(done, len(units))
@@ -104,7 +103,8 @@ def record(
         reasoner, one = series[name]
         f, z = unit_of(reasoner, instance, one, block=k, seed=seed)
         traj = trace(f, z, ticks=ticks, keep=only_last(), rest=rest_of(reasoner, tol=tol))
-        run.write(unit, {"trajectory": replace(traj, origin=replace(traj.origin, seed=seed))})
+        if not run.has(unit):
+            run.write(unit, {"trajectory": replace(traj, origin=replace(traj.origin, seed=seed))})
     progress(len(units), len(units))
     return run
 
@@ -215,7 +215,7 @@ def measure(
     blocks = [range(k, min(k + asked.shard, len(instance))) for k in range(0, len(instance), asked.shard)]
     units = {f"attempts-{k:05d}": block for k, block in enumerate(blocks)}
     config = {**settings, "task": instance.task, "ids": list(instance.ids), **asdict(asked), "read": list(asked.read)}
-    run = Run.create(folder, config=config, units=[PUZZLES, *units], optional=also, created=datetime.now(UTC).isoformat(timespec="seconds"))
+    run = Run.create(folder, config=config, units=[PUZZLES, *units], optional=also)
     _keep_puzzles(run, instance)
     mine = [unit for unit in list(units)[part[0] - 1 :: part[1]] if not run.has(unit)]
     for done, unit in enumerate(mine):
@@ -225,7 +225,8 @@ def measure(
         runs = attempt(
             f, z, ticks=asked.ticks, read=asked.read, slots=asked.slots, halting=asked.halting, hold=asked.hold, targets=instance.targets, verify=verify
         )
-        run.write(unit, {"attempts": replace(runs, origin=replace(runs.origin, seed=asked.seed))})
+        if not run.has(unit):
+            run.write(unit, {"attempts": replace(runs, origin=replace(runs.origin, seed=asked.seed))})
     progress(len(mine), 0, len(units))
     return run
 

@@ -1,6 +1,6 @@
 """Arithmetic on states: named leaves, batch first, one result per row."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -13,8 +13,13 @@ def rows(z: State) -> int:
     """How many rows `z` has.
 
     Raises:
-        ValueError: If the leaves disagree, or there are none.
+        ValueError: If `z` is no mapping of names to batched tensors, the leaves disagree, or there are none.
     """
+    if not isinstance(z, Mapping) or not all(isinstance(leaf, Tensor) and leaf.ndim > 1 for leaf in z.values()):
+        raise ValueError(
+            f"`rows` got {_kind(z)} for a state. A state maps names to tensors, each [row ...] of two axes or more. "
+            'Pass, for example, {"z": h}, with h[:, None] if a row is one number; and of a record its `.states`.'
+        )
     counts = {name: leaf.shape[0] for name, leaf in z.items()}
     if len(set(counts.values())) != 1:
         raise ValueError(
@@ -22,6 +27,15 @@ def rows(z: State) -> int:
             "Make the first axis of every leaf the row."
         )
     return next(iter(counts.values()))
+
+
+def _kind(z: object) -> str:
+    """What was given in place of a state, in a word or two."""
+    if not isinstance(z, Mapping):
+        return f"a {type(z).__name__}"
+    odd = {name: leaf for name, leaf in z.items() if not isinstance(leaf, Tensor) or leaf.ndim < 2}
+    name, leaf = next(iter(odd.items()))
+    return f"the leaf {name!r} as a {type(leaf).__name__}" + (f" of shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else "")
 
 
 def size(z: State) -> int:

@@ -1,5 +1,6 @@
 """The command line: exit codes, messages, interruption, and nothing half written."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ import pytest
 import attractorlab as al
 from attractorlab.cli import main
 from attractorlab.models.checkpoints import find
+from attractorlab.training.config import PRESETS
+from attractorlab.training.loop import Trainer
 
 SMALL = ["--rows", "4", "--starts", "3", "--ticks", "6"]
 GOOD = "1...............,"
@@ -198,11 +201,68 @@ def test_train_writes_resumes_and_refuses_a_second_training(capsys, tmp_path):
     assert main([*tiny, "--out", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["segments"] == 4
     fails(capsys, 2, "--resume", argv=[*tiny, "--out", out])
+    made = (tmp_path / "made" / "model.safetensors").read_bytes()
     assert main([*tiny, "--out", out, "--resume"]) == 0
+    assert (tmp_path / "made" / "model.safetensors").read_bytes() == made
     shutil.rmtree(tmp_path / "made" / "state")
     fails(capsys, 2, "Its state is gone, so choose another --out", argv=[*tiny, "--out", out])  # its model is not written over
     fails(capsys, 2, "Choose another --out to begin it again", argv=[*tiny, "--out", out, "--resume"])
     assert main(["inspect", out, "--json"]) == 0
+
+
+def test_a_resumed_training_writes_the_bytes_of_one_that_was_never_stopped(tmp_path, monkeypatch):
+    def interrupted(self, *, every):
+        for progress in run(self, every=every):
+            yield progress
+            if progress["segment"] == 4:
+                raise KeyboardInterrupt
+
+    def command(*argv):
+        monkeypatch.setattr(sys, "argv", ["attractorlab", *argv])  # which a model file says
+        return main(list(argv))
+
+    run, model = Trainer.run, tmp_path / "made" / "model.safetensors"
+    tiny = ["train", "eqr-sudoku-4", "--set", "width=16", "--set", "batch=8", "--set", "puzzles=50", "--set", "segments=6", "--save-every", "2", "--threads", "1", "--out", str(tmp_path / "made")]
+    assert command(*tiny) == 0
+    whole = model.read_bytes()
+    shutil.rmtree(tmp_path / "made")
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "run", interrupted)
+        assert main(tiny) == 3
+    model.unlink()  # as a kill between the first state and the first model leaves it
+    assert command(*tiny, "--resume") == 0 and model.read_bytes() == whole
+
+
+def test_a_folder_is_trained_in_by_one_process_and_a_setting_is_given_once(capsys, tmp_path):
+    tiny = ["train", "eqr-sudoku-4", "--set", "width=16", "--set", "batch=8", "--set", "puzzles=50", "--set", "segments=2", "--out", str(tmp_path)]
+    with open(tmp_path / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fails(capsys, 2, "found another process that trains in", "Wait for it, or choose another --out", argv=tiny)
+    assert [one.name for one in tmp_path.iterdir()] == [".lock"]
+    fails(capsys, 2, "got --set width=... twice", "Leave one out", argv=[*tiny, "--set", "width=32"])
+    assert main(tiny) == 0
+
+
+def test_what_is_written_onto_a_full_disk_leaves_what_was_there(capsys, tmp_path, monkeypatch):
+    (tmp_path / "log.jsonl").write_text('{"segment": 20, "loss": 1}\n')
+    page = tmp_path / "page.html"
+    page.write_text("before")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    fails(capsys, 3, "No space left on device", argv=["curves", str(tmp_path), "--out", str(page)])
+    tiny = ["train", "eqr-sudoku-4", "--set", "width=16", "--set", "batch=8", "--set", "puzzles=50", "--set", "segments=2", "--out", str(tmp_path / "made")]
+    fails(capsys, 3, "No space left on device", argv=tiny)
+    assert page.read_text() == "before" and list((tmp_path / "made" / "state").iterdir()) == []
+
+
+def test_every_configuration_is_named_where_one_is_asked_for(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert main(["train", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(name in said for name in PRESETS)
 
 
 def test_curves_draws_trainings_beside_each_other_and_says_where_a_log_is_wrong(capsys, tmp_path):

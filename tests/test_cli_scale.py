@@ -193,7 +193,7 @@ def test_a_feed_forward_network_has_one_number(tmp_path):
 
 
 def test_what_stands_where_output_goes_is_found_before_anything_is_measured(tmp_path, capsys):
-    for name in ("run", "scale.md"):
+    for name in ("run", "scale.md", "throughput.json"):
         out = tmp_path / name / "out"
         out.mkdir(parents=True)
         if name == "run":
@@ -221,6 +221,8 @@ def test_misuse_is_refused_with_what_to_do(whole, tmp_path, capsys):
     fails(capsys, 2, "one fixed start", "--starts random", argv=["scale", "trm-sudoku-6", "--rows", "2", "--breadth", "1,2", *out])
     fails(capsys, 2, "--halt-above nan", "--halt-above 0", argv=[*base, "--halt-above", "nan"])
     fails(capsys, 2, "--halt-rest -1.0", "above 0", argv=[*base, "--halt-rest", "-1"])
+    for option, value in (("--dtype", "float8"), ("--device", "abacus"), ("--every", "blink"), ("--starts", "none"), ("--halt-above", "nan")):  # refused of models, too, to which it does not apply
+        fails(capsys, 2, option.removeprefix("--").split("-")[0], argv=["scale", "feedforward-sudoku-9", "--rows", "4", *out, option, value])
     fails(capsys, 2, "holds the run of a reasoner", "Choose another --out", argv=["scale", twin(tmp_path / "twin.safetensors", "sudoku-4", 16, 6), "--out", whole[0]])
     fails(capsys, 4, "differs in", "Choose another --out", argv=[*ASKED, "--out", whole[0], "--seed", "6"])
     assert main([*base, "--rows", "99999"]) == 2

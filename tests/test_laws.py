@@ -380,6 +380,11 @@ class Wrong(torch.autograd.Function):
         return (1 + ctx.size) * grads[0] @ ctx.saved_tensors[0].T, None, None
 
 
+def test_a_state_of_no_rows_is_no_ground_for_a_verdict() -> None:
+    with pytest.raises(ValueError, match=r"`check_map` got a state of no rows\."):
+        check_map(LatentMap(lambda z, d: {"z": 0.5 * z["z"]}, {}), {"z": torch.zeros(0, 3)}, generator=torch.Generator())
+
+
 @pytest.mark.parametrize(
     ("dtype", "gain", "size"), [(torch.float64, 1.0, 1e-8), (torch.float64, 1e-5, 1e-8), (torch.float64, 1e-11, 1e-2), (torch.float32, 1.0, 1e-3), (torch.float32, 1e-3, 1e-1)]
 )

@@ -210,3 +210,14 @@ def test_a_leaf_that_does_not_come_from_the_state_is_no_obstacle_backwards() -> 
 
     with pytest.raises(RuntimeError, match="does not require grad"):  # forward mode sees what `no_grad` hides
         LatentMap(held, {}).vjp(z, z)
+
+
+def test_rows_are_taken_by_number_or_by_a_mask_and_those_that_are_not_there_are_refused(driven: tuple[LatentMap, State]) -> None:
+    f, _ = driven
+    n = len(f.instance)
+    mask = torch.arange(n) % 2 == 0
+    assert f.take(mask).instance.equal(f.take(mask.nonzero().squeeze(1)).instance)
+    assert f.take([-1]).instance.equal(f.take([n - 1]).instance)
+    for wrong in (n, -n - 1):
+        with pytest.raises(ValueError, match=rf"`take` got the rows {min(wrong, 0)} to {max(wrong, 0)} of a map of {n}\. Rows are counted from 0\. Take rows below {n}\."):
+            f.take([0, wrong])

@@ -38,7 +38,8 @@ def test_the_lines_on_where_it_settles_run(capsys):
     assert "rounds that found no more: 4" in capsys.readouterr().out
 
 
-def test_the_lines_on_hooking_run(capsys):
+def test_the_lines_on_hooking_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # they keep a run
     scope = run(CODE[2])
     with torch.no_grad():
         output = scope["model"](scope["x"])

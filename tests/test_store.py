@@ -50,16 +50,35 @@ def test_a_run_knows_what_is_done_and_what_is_missing(tmp_path):
         run.read("a")
 
 
-def test_the_second_writer_of_a_unit_loses_and_leaves_nothing_behind(tmp_path):
+def test_the_second_of_two_writers_at_once_loses_and_leaves_nothing_behind(tmp_path, monkeypatch):
     run = fresh(tmp_path / "run")
-    first = trajectory()
-    run.write("a", {"trajectory": first})
-    before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
-    Run(tmp_path / "run").write("a", {"trajectory": trajectory(residual=torch.zeros(4, 3))})
+    first, before = trajectory(), []
+
+    def overtaken(*names):
+        monkeypatch.undo()
+        Run(tmp_path / "run").write("a", {"trajectory": first})
+        before.extend(sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if ".tmp-" not in str(p)))
+        os.rename(*names)
+
+    monkeypatch.setattr(store.os, "rename", overtaken)
+    run.write("a", {"trajectory": trajectory(residual=torch.zeros(4, 3))})
     assert [p.name for p in (tmp_path / "run" / "segments").iterdir()] == ["a.zarr"]
     inside = [entry for entry in before if entry[0].name != "segments"]
     assert inside == [entry for entry in sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) if entry[0].name != "segments"]
     same(first, run.read("a")["trajectory"])
+
+
+def test_a_segment_is_never_changed_and_holds_nouns_alone(tmp_path):
+    run = Run.create(tmp_path / "run", config={}, units=["a", "b"])
+    assert run.manifest.created.endswith("+00:00")
+    run.write("a", {"trajectory": trajectory()})
+    with pytest.raises(RunError, match=r"has the segment 'a' already\. A segment is never changed\. Write another unit"):
+        run.write("a", {"trajectory": trajectory(residual=torch.zeros(4, 3))})
+    same(trajectory(), run.read("a")["trajectory"])
+    for strange, kind in ((torch.ones(3), "Tensor"), ({"x": 1}, "dict"), (trajectory().origin, "Origin")):
+        with pytest.raises(RunError, match=rf"was given 'mine', a {kind}\. A run holds nouns.*Trajectory"):
+            run.write("b", {"mine": strange})
+    assert run.missing() == ["b"]
 
 
 def test_a_writer_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):

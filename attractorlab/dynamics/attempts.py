@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from attractorlab.dynamics.door import check_some
 from attractorlab.dynamics.orbits import check_tol, rows_at_once
 from attractorlab.dynamics.slots import HELD, WINDOW, Slots
 from attractorlab.maps import LatentMap
@@ -74,7 +75,8 @@ def attempt(
         verify: Whether answers obey the rules of the task, for the column `valid`.
 
     Raises:
-        ValueError: If sizes do not fit, `read` leaves the range, or a policy or `hold` needs a readout that the map lacks.
+        ValueError: If sizes do not fit, `read` leaves the range, a policy or `hold` needs a readout that the map lacks, or a few rows show that the
+            map is random, mixes its rows or writes into its argument.
 
     Example:
         >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"]}, {}, readout=lambda z: {"answer": (z["z"] < 0.1).long()}, clock="tick")
@@ -247,6 +249,7 @@ def _followed(
         raise ValueError(
             f"`{name}` got targets of shape {tuple(targets.shape)} for instances up to {int(instance.max())}. Targets are one row of sites per instance. Pass the `targets` that were bound."
         )
+    check_some(f, z, name)
     run = Slots(f, z, ticks=ticks, read=steps, slots=slots, targets=None if targets is None else targets[instance], leave=leave, hold=hold, caller=name)
     if halting is not None:
         run.stop_at(above=halting.above, after=halting.after, rest=halting.rest)

@@ -10,8 +10,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.orbits import settle
-from attractorlab.maps import LatentMap
+from attractorlab.dynamics.settling import settle
+from attractorlab.maps import LatentMap, yardstick
 from attractorlab.statistics import effective_n, wilson
 from attractorlab.types import BasinEstimate, BasinSlice, Convergence, Origin, Result, State, Trajectory
 
@@ -41,8 +41,14 @@ def by_answer(f: LatentMap, z: State, settled: Bool[Tensor, " row"]) -> Int[Tens
 def by_end_state(tol: float) -> Label:
     """Ends on one instance that a chain of relative distances below `tol` connects are one attractor.
 
-    Choose `tol` well above the distance that remains at rest (about residual / (1 − radius)) and below that between attractors.
+    Choose `tol` well above the distance that remains at rest (about residual / (1 − radius)) and below that between attractors. A distance is relative to the larger
+    norm of the two ends; from an end at the origin, up to the square root of its dtype's rounding, it is taken as it is.
+
+    Raises:
+        ValueError: If `tol` is not above 0.
     """
+    if not tol > 0:
+        raise ValueError(f"`by_end_state` got tol={tol}. Ends differ by rounding at least, so a distance above 0 makes them one. Use by_end_state(1e-2).")
 
     def label(f: LatentMap, z: State, settled: Bool[Tensor, " row"]) -> Int[Tensor, " row"]:
         instance, _ = f.coordinates(z)
@@ -105,20 +111,20 @@ def label_answers(answer: Int[Tensor, "row ..."]) -> Int[Tensor, " row"]:
 
 
 def label_states(z: State, instance: Int[Tensor, " row"], among: Bool[Tensor, " row"], *, tol: float) -> Int[Tensor, " row"]:
-    """Equal numbers for rows of one instance, `among` those given, that a chain of relative distances below `tol` connects; −1 outside."""
+    """Equal numbers for rows of one instance, `among` those given, that a chain of relative distances below `tol` connects; −1 outside. See `by_end_state`."""
     labels = torch.full((len(instance),), -1)
     used = 0
     for one in torch.unique(instance[among]).tolist():
         rows = ((instance == one) & among).nonzero().squeeze(1)
-        part = _chained(trees.flatten(trees.take(z, rows)).double().cpu(), tol)
+        near = trees.take(z, rows)
+        part = _chained(trees.flatten(near).double().cpu(), yardstick(trees.norm(near)).double().cpu(), tol)
         labels[rows] = part + used
         used += int(part.max()) + 1
     return labels
 
 
-def _chained(x: Float[Tensor, "row dim"], tol: float) -> Int[Tensor, " row"]:
-    """Single linkage without the table of all pairs: its cost grows with rows times groups, its memory with rows."""
-    size = x.norm(dim=1).clamp(min=1e-8)
+def _chained(x: Float[Tensor, "row dim"], size: Float[Tensor, " row"], tol: float) -> Int[Tensor, " row"]:
+    """Single linkage, of distances over `size`, without the table of all pairs: its cost grows with rows times groups, its memory with rows."""
     # A projection never lengthens a distance, so what is far apart in the sketch need not be measured in full.
     width = min(x.shape[1], SKETCH)
     sketch = x

@@ -9,37 +9,56 @@ from torch import Tensor
 from attractorlab import trees
 from attractorlab.dynamics.orbits import FLOOR
 from attractorlab.dynamics.records import Record
-from attractorlab.maps import LatentMap, relative
+from attractorlab.maps import LatentMap, relative, yardstick
 from attractorlab.types import State
 
 ROUNDINGS = 1000  # that one row in another batch may differ by; `check_map` looks closer
 DISTANCES = {torch.float64: (1e-4, 1e-5, 1e-6), torch.float32: (3e-2, 1e-2, 1e-3)}  # of difference quotients, relative to the state
+FEW = 8  # rows that a map is tried on before it is only run
 GROSS = 0.1  # share of every difference quotient that the derivative may miss: kinks and jumps lie within some of them
 
 
 def check_at(f: LatentMap, z: State, caller: str, *, derivative: bool = True) -> None:
+    """Refuse states of several dtypes, or of another than the drive, and what `_check_map` refuses.
+
+    Raises:
+        ValueError: If they are, or as `_check_map`.
+    """
+    trees.rows(z)
+    kinds = {leaf.dtype for leaf in z.values()}
+    clash = {leaf.dtype for leaf in f.drive.values() if leaf.is_floating_point()} - kinds
+    if clash or len(kinds) > 1:
+        raise _several(kinds, clash, caller)
+    _check_map(f, z, caller, derivative=derivative)
+
+
+def check_some(f: LatentMap, z: State, caller: str) -> None:
+    """What `_check_map` refuses, without the derivative, on a few rows spread over all: beside running a map it costs next to nothing. Leaves and drive may be of several dtypes.
+
+    Raises:
+        ValueError: As `_check_map`.
+    """
+    n = trees.rows(z)
+    rows = torch.linspace(0, n - 1, min(n, FEW)).round().long()
+    _check_map(f.take(rows), trees.take(z, rows), caller, derivative=False)
+
+
+def _check_map(f: LatentMap, z: State, caller: str, *, derivative: bool) -> None:
     """Refuse states in another dtype than the map computes in, and maps that break a law so grossly that one row shows it.
 
     A copy of all rows is run once. One row is run alone, twice, and beside the others; with `derivative`, its derivative is held against difference quotients. A map that
     passes may still break a law: `attractorlab.testing.check_map` tests them all.
 
     Raises:
-        ValueError: If the leaves of `z` or of its image, or the drive, are of several dtypes, the image has other leaves or shapes than `z`, or the map writes into its
-            argument, is random, mixes its rows or hides its derivative.
+        ValueError: If the image has other leaves, shapes or dtypes than `z`, or the map writes into its argument, is random, mixes its rows or hides its derivative.
     """
-    kinds = {name: leaf.dtype for name, leaf in z.items()}
-    driven = {leaf.dtype for leaf in f.drive.values() if leaf.is_floating_point()}
-    clash = driven - set(kinds.values())
-    if not clash and trees.rows(z):
-        out = _image(f, z, caller)
-        clash = {out[name].dtype for name in z if out[name].dtype != kinds[name]}
-    if clash or len(set(kinds.values())) > 1:
-        have, wanted = (", ".join(sorted(str(kind).removeprefix("torch.") for kind in some)) for some in (set(kinds.values()), clash))
-        raise ValueError(
-            f"`{caller}` got states in {have} for a map in {wanted or 'one dtype'}. State and map are worked on in one dtype. "
-            "Cast both: `reasoner.to(torch.float64).bind(puzzles)` and `trees.to(z, torch.float64)`."
-        )
-    finite = trees.finite(z) & trees.finite(out) if trees.rows(z) else torch.zeros(0, dtype=torch.bool)
+    if not trees.rows(z):
+        return
+    out = _image(f, z, caller)
+    clash = {out[name].dtype for name in z if out[name].dtype != z[name].dtype}
+    if clash:
+        raise _several({leaf.dtype for leaf in z.values()}, clash, caller)
+    finite = trees.finite(z) & trees.finite(out)
     if not bool(finite.any()):
         return  # each row then ends with its result
     row = int((finite.long() * (1 + (trees.norm(z) > torch.finfo(trees.norm(z).dtype).eps ** 0.5))).argmax())  # the first that is not about 0, if there is one
@@ -47,6 +66,14 @@ def check_at(f: LatentMap, z: State, caller: str, *, derivative: bool = True) ->
     _check_values(alone, one, trees.take(out, slice(row, row + 1)), caller)
     if derivative:
         _check_derivative(alone, one, caller)
+
+
+def _several(have: set[torch.dtype], wanted: set[torch.dtype], caller: str) -> ValueError:
+    there, here = (", ".join(sorted(str(kind).removeprefix("torch.") for kind in some)) for some in (have, wanted))
+    return ValueError(
+        f"`{caller}` got states in {there} for a map in {here or 'one dtype'}. State and map are worked on in one dtype. "
+        "Cast both: the state by `trees.to(z, torch.float64)`, and the weights, those of a reasoner by `reasoner.to(torch.float64)` before it is bound."
+    )
 
 
 @torch.no_grad()
@@ -74,7 +101,7 @@ def _image(f: LatentMap, z: State, caller: str) -> State:
 @torch.no_grad()
 def _check_values(f: LatentMap, z: State, beside: State, caller: str) -> None:
     first, second = f(z), f(z)
-    limit = ROUNDINGS * FLOOR[next(iter(z.values())).dtype]
+    limit = ROUNDINGS * max(FLOOR[leaf.dtype] for leaf in z.values())
     for other, word, remedy in (
         (second, "alone, twice", "The same state gives the same tick. Turn off noise and dropout (`model.eval()`), and add noise between ticks with `trace(..., kick=...)`."),
         (beside, "alone and beside other rows", "A row depends on itself alone. Pass whatever is held per row through the drive, and put batch norms into evaluation mode."),
@@ -82,8 +109,7 @@ def _check_values(f: LatentMap, z: State, beside: State, caller: str) -> None:
         off = float(relative(trees.norm(trees.sub(first, other)), first))
         if off > limit and other is beside:
             # Many chaotic ticks in one amplify rounding: how much of it, a state that is one rounding away shows.
-            eps = torch.finfo(next(iter(z.values())).dtype).eps
-            nudged = f({name: leaf * (1 + eps) for name, leaf in z.items()})
+            nudged = f({name: leaf * (1 + torch.finfo(leaf.dtype).eps) for name, leaf in z.items()})
             limit = max(limit, ROUNDINGS * float(relative(trees.norm(trees.sub(first, nudged)), first)))
         if off > limit:
             raise ValueError(f"`{caller}` got a map that takes one state to places {off:.0e} of their norm apart, run {word}. {remedy}")
@@ -96,8 +122,7 @@ def _check_derivative(f: LatentMap, z: State, caller: str) -> None:
         return
     draw = torch.Generator().manual_seed(11)
     v: State = {name: torch.randn(leaf.shape, generator=draw, dtype=torch.float64).to(leaf) for name, leaf in z.items()}
-    size = float(trees.norm(z))
-    size = size if size > torch.finfo(kind).eps ** 0.5 else 1.0  # about 0, as for residuals; where that is no small step, the quotients differ
+    size = float(yardstick(trees.norm(z)))  # where 1 is no small step, the quotients differ
     v = trees.scale(v, 1 / trees.norm(v))
     first = torch.zeros(1, dtype=torch.int64)
     record = Record(f, z, first)  # what products are made of, wherever a map can be recorded

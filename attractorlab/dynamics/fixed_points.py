@@ -14,7 +14,7 @@ from attractorlab.dynamics.newton import by_newton_krylov
 from attractorlab.dynamics.orbits import check_tol
 from attractorlab.dynamics.quasi_newton import by_anderson, by_broyden
 from attractorlab.dynamics.searching import Found, Search, Solver, run_in_chunks
-from attractorlab.maps import LatentMap, relative
+from attractorlab.maps import LatentMap, relative, yardstick
 from attractorlab.types import FixedPointSet, State
 
 SAME = 1e-6  # of the norm: points nearer than this are one, however small their error
@@ -156,8 +156,8 @@ def joined_up(turns: Sequence[Float[Tensor, "member dim"]], reach: Float[Tensor,
 
     flats = [one.to(torch.float64).cpu() for one in turns]
     n = len(flats[0])
-    # An error is relative to what `relative` divides by: not to the norm of a point that is 0 up to rounding.
-    whole = 1 / relative(torch.ones(n, dtype=torch.float64), {"z": flats[0]})
+    # As errors are: not relative to the norm of a point that is 0 up to the rounding of its dtype.
+    whole = yardstick(turns[0].norm(dim=1)).to(torch.float64).cpu()
     limit = reach.to(torch.float64).cpu().clamp(min=floor) * whole
     middle = flats[0].mean(0)
     flats = [flat - middle for flat in flats]

@@ -1,15 +1,13 @@
-"""Follow states: how rows are cut into chunks, and run to rest with settled rows leaving the batch."""
+"""What following states needs: how rows are cut into chunks, and how close to rest rounding lets them come."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.maps import LatentMap, relative
-from attractorlab.types import Result, State
+from attractorlab.types import State
 
 # Numbers of a state that are worked on at a time. On a CPU a chunk and its inner activations should stay in cache:
 # 64 rows of a 4,608-number state run twice as fast per row as 768 rows.
@@ -37,6 +35,8 @@ def check_tol(tol: float, dtype: torch.dtype, caller: str, *, named: str = "tol"
     Raises:
         ValueError: If `tol` is below the floor of the dtype, or not below 1.
     """
+    if dtype not in FLOOR:
+        raise ValueError(f"`{caller}` got states in {str(dtype).removeprefix('torch.')}. Rest is judged between floating-point numbers. Cast the state: `trees.to(z, torch.float64)`.")
     floor = FLOOR[dtype]
     if tol >= 1:
         raise ValueError(f"`{caller}` got {named}={tol}. A tick that moves the state by its own length is not at rest. Use a {named} below 1, such as 1e-4.")
@@ -45,89 +45,3 @@ def check_tol(tol: float, dtype: torch.dtype, caller: str, *, named: str = "tol"
             f"`{caller}` got {named}={tol} for states in {str(dtype).removeprefix('torch.')}. Rounding alone leaves a relative residual of about {floor:g}. "
             f"Use {named}={floor:g} or more, or cast model and state to float64."
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Rest:
-    """Where each row came to rest, or was given up: the state, the first tick of rest (−1: none), its residual and result."""
-
-    states: State
-    tick: Int[Tensor, " row"]
-    residual: Float[Tensor, " row"]
-    result: Int[Tensor, " row"]
-
-
-def settle(f: LatentMap, z: State, *, tol: float, max_ticks: int, window: int = 3) -> Rest:
-    """Run each row until its residual was below `tol` at `window` ticks in a row; a row at rest leaves the batch.
-
-    Args:
-        f: The map.
-        z: The starts.
-        tol: Largest relative residual that counts as rest.
-        max_ticks: Ticks allowed per row.
-        window: Ticks in a row that must be at rest.
-
-    Returns:
-        The state at the last of those ticks, and the first of them as `tick`.
-
-    Raises:
-        ValueError: If `tol` is below the rounding floor of any leaf, `max_ticks` or `window` is below 1, or `z` and `f` differ in
-            their number of rows.
-
-    Example:
-        >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"] + 1}, {}, clock="tick")
-        >>> rest = settle(half, {"z": torch.zeros(1, 1)}, tol=1e-3, max_ticks=99)
-        >>> rest.tick.item(), round(rest.states["z"].item(), 3)
-        (9, 1.999)
-    """
-    if max_ticks < 1 or window < 1:
-        raise ValueError(
-            f"`settle` got max_ticks={max_ticks}, window={window}. Rest is judged over one tick or more. Use max_ticks=512, window=3."
-        )
-    for leaf in z.values():
-        check_tol(tol, leaf.dtype, "settle")
-    f.coordinates(z)
-    parts = [_settle_chunk(f.take(rows), trees.take(z, rows), tol, max_ticks, window) for rows in chunks(z)]
-    return Rest(
-        states=trees.cat([part.states for part in parts]),
-        tick=torch.cat([part.tick for part in parts]),
-        residual=torch.cat([part.residual for part in parts]),
-        result=torch.cat([part.result for part in parts]),
-    )
-
-
-@torch.no_grad()
-def _settle_chunk(f: LatentMap, z: State, tol: float, max_ticks: int, window: int) -> Rest:
-    n = trees.rows(z)
-    ends = {name: leaf.clone() for name, leaf in z.items()}  # filled row by row as rows end
-    device = next(iter(z.values())).device
-    large = DIVERGED * trees.norm(z).clamp(min=1)
-    tick = torch.full((n,), -1, device=device)
-    residual = torch.full_like(large, torch.nan)
-    result = torch.full((n,), Result.MAX_STEPS.code, device=device)
-    rows = torch.arange(n, device=device)
-    since = torch.zeros(n, dtype=torch.int64, device=device)  # ticks in a row at rest
-    for t in range(max_ticks + 1):
-        new = f(z)
-        r = relative(trees.norm(trees.sub(new, z)), z)
-        since = torch.where(r < tol, since + 1, 0)
-        code = torch.full_like(rows, -1)
-        code[since >= window] = Result.CONVERGED.code
-        code[trees.norm(new) > large] = Result.DIVERGED.code
-        code[~trees.finite(new)] = Result.NONFINITE.code
-        if t == max_ticks:
-            code[code < 0] = Result.MAX_STEPS.code
-        ended = code >= 0
-        if bool(ended.any()):
-            at = rows[ended]
-            for name, leaf in z.items():
-                ends[name][at] = leaf[ended]
-            residual[at], result[at] = r[ended], code[ended]
-            tick[at] = torch.where(code[ended] == Result.CONVERGED.code, t - window + 1, -1)
-            stay = ~ended
-            if not bool(stay.any()):
-                break
-            f, new = f.take(stay.nonzero().squeeze(1).cpu()), trees.take(new, stay)
-            rows, since, large = rows[stay], since[stay], large[stay]
-        z = new
-    return Rest(ends, tick.cpu(), residual.cpu(), result.cpu())

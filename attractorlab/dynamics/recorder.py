@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from attractorlab import trees
+from attractorlab.dynamics.door import check_some
 from attractorlab.dynamics.inside import Edits, Inside, Taps, check_updates
 from attractorlab.dynamics.orbits import DIVERGED, check_tol, chunks
 from attractorlab.editing import Continuation, Edit
@@ -119,8 +120,8 @@ def trace(
         `result`; the others go on.
 
     Raises:
-        ValueError: If `ticks` is below 1, `keep` leaves out the last tick, `z` and `f` differ in their number of rows, options exclude each other, or a tap or edit names
-            no point of the tick, or one that does not run.
+        ValueError: If `ticks` is below 1, `keep` leaves out the last tick, `z` and `f` differ in their number of rows, options exclude each other, a few rows show that the map is
+            random, mixes its rows or writes into its argument, or a tap or edit names no point of the tick, or one that does not run.
 
     Example:
         >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"] + 1}, {}, clock="tick")
@@ -137,12 +138,13 @@ def trace(
     """
     if ticks < 1:
         raise ValueError(f"`trace` got ticks={ticks}. A trajectory is at least one tick long. Use ticks=1 or more.")
-    _check_options(z, rest, kick, edits, continuation)
     instance, start = f.coordinates(z)
+    _check_options(z, rest, kick, edits, continuation)
     if not len(start) or not all(leaf.is_floating_point() for leaf in z.values()):
         kinds = ", ".join(sorted({str(leaf.dtype).removeprefix("torch.") for leaf in z.values()}))
         raise ValueError(f"`trace` got {len(start)} rows of {kinds}. A trajectory has one row or more, of floating-point numbers. Pass starts such as `reasoner.start(f.drive, ...)`.")
     kept = _kept(keep, ticks)
+    check_some(f, z, "trace")
     if tap is not None or edits:
         check_updates(f, z, caller="trace")
     taps = None if tap is None else Taps(f, z, tap, kept=kept, hold=rest is not None)

@@ -132,6 +132,7 @@ def _grid(
 ) -> ScalingGrid:
     """The grid; errors are those of `caller`."""
     _check_sizes(depth, breadth, caller)
+    depth, breadth = sorted(set(depth)), sorted(set(breadth))
     if runs.solved is None:
         raise ValueError(f"`{caller}` got runs without targets. Accuracy needs the right answers. Run `attempt` with targets=....")
     unread = sorted(set(depth) - set(runs.read.tolist()))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as as_safetensors
 
 from attractorlab.models.eqr import EqR, EqRConfig
 from attractorlab.models.feedforward import FeedForward, FeedForwardConfig
@@ -186,7 +186,7 @@ def save(model: AbstractRecursion | FeedForward, path: str | os.PathLike[str], *
     Raises:
         ValueError: If float32 cannot hold the weights as they are, `about` uses a key of the format, or the model is of a class of your own.
     """
-    kinds = [kind for kind, config in CONFIGS.items() if type(model.config) is config]
+    kinds = [kind for kind, config in CONFIGS.items() if type(getattr(model, "config", None)) is config]
     if not kinds:
         raise ValueError(f"`save` got a {type(model).__name__}. Files hold {', '.join(CONFIGS)}. Save its state_dict() yourself, e.g. with safetensors.")
     metadata = {"format": FORMAT, "model": kinds[0], "name": model.name, "config": json.dumps(asdict(model.config), sort_keys=True)}
@@ -229,9 +229,10 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Map
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(dict(tensors), temporary, metadata=dict(metadata))
-        _sort_header(temporary)
-        with open(temporary, "rb") as file:
+        content = _sorted_header(as_safetensors(dict(tensors), metadata=dict(metadata)))
+        with open(temporary, "wb") as file:  # not by the library, whose error on a full disk is none of the system
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
@@ -345,14 +346,12 @@ def _config(path: Path, about: Mapping[str, str]) -> AbstractShape:
         raise CheckpointError(f"{path} holds a configuration that cannot be built: {error}") from None
 
 
-def _sort_header(path: Path) -> None:
-    # The library writes the metadata in the order of a hash map, which differs from run to run.
-    with open(path, "r+b") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) > length:
-            raise RuntimeError(f"{path}: the sorted header grew from {length} to {len(text)} bytes.")
-        file.seek(8)
-        file.write(text.ljust(length))
+def _sorted_header(content: bytes) -> bytes:
+    """A safetensors file with its metadata in order: the library writes them in that of a hash map, which differs from run to run."""
+    (length,) = struct.unpack_from("<Q", content)
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) > length:
+        raise RuntimeError(f"The sorted header of a model file grew from {length} to {len(text)} bytes.")
+    return content[:8] + text.ljust(length) + content[8 + length :]

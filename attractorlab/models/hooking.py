@@ -188,6 +188,11 @@ def from_function(
 
 
 def _part(model: nn.Module, block: str) -> nn.Module:
+    if not isinstance(model, nn.Module) or not isinstance(block, str):
+        raise ValueError(
+            f"`hook` got a model of {type(model).__name__} and a block of {type(block).__name__}. It takes a module and the name of one of its parts. "
+            'Use hook(model, block="NAME", inputs=...) with a name of `model.named_modules()`.'
+        )
     parts = dict(model.named_modules())
     # What torch.compile wrapped goes by its own name too.
     short = {name.replace("_orig_mod.", ""): one for name, one in parts.items()}

@@ -210,7 +210,7 @@ def rolled(seen: Sighting, twin: Sighting, names: Sequence[str] | None) -> Ticks
         raise seen.error(
             f"found no loop: {mismatch(seen.record)}",
             "Every tick does the same with the same numbers, to the state and to what drives it",
-            f"{other_hands} another block, leave out what changes from call to call, or give the map by `from_function`",
+            f"{other_hands} another block, leave out what changes from call to call, or hold it fixed, as the input of a sequence, in a map by `from_function`",
         )
     solver = next((event.name for event in loop.events(loop.periods) if event.name in SOLVERS), None)
     if solver is not None:
@@ -265,7 +265,7 @@ def called(
             raise seen.error(
                 f"saw {changed!r} change between call 0 and call {event.call}",
                 f"Where {chosen!r} is the state, all other arguments are the same at every call",
-                "Name another state, or give the map by `from_function`",
+                f"Name another state, or hold {changed!r} at one value, as the input of a sequence, in a map by `from_function`",
             )
     if output is not None and len(places) > 1:
         raise seen.error(

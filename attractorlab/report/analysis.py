@@ -13,11 +13,11 @@ from attractorlab.dynamics.basins import basin_slice, basins_of, by_end_state, p
 from attractorlab.dynamics.convergence import convergence
 from attractorlab.dynamics.fixed_points import distinct, find_fixed_points
 from attractorlab.dynamics.newton import by_newton_krylov
-from attractorlab.dynamics.orbits import settle
 from attractorlab.dynamics.recorder import every, trace
 from attractorlab.dynamics.scaling import scaling_of
 from attractorlab.dynamics.searching import Found
 from attractorlab.dynamics.selectors import by_halt, by_residual, by_vote
+from attractorlab.dynamics.settling import settle
 from attractorlab.dynamics.spectrum import spectrum
 from attractorlab.maps import LatentMap
 from attractorlab.models.recursion import AbstractRecursion
@@ -144,7 +144,8 @@ def analyse(data: Recorded, *, say: Say) -> Analysis:
     pca, umap = project(paths, by_pca(2)), project(paths, by_umap(2, random_state=0))
     pca, umap = replace(pca, row=rows[pca.row]), replace(umap, row=rows[umap.row])
     found = Analysis(basins, ends, grids[MAIN], points, spec, later, plane, pca, umap, grids.get(BASELINE), grids.get(OWN))
-    data.run.write(ANALYSIS, {name: getattr(found, name) for name in names if getattr(found, name) is not None})
+    if not data.run.has(ANALYSIS):
+        data.run.write(ANALYSIS, {name: getattr(found, name) for name in names if getattr(found, name) is not None})
     return found
 
 

@@ -110,7 +110,10 @@ def write_whole(texts: dict[Path, str]) -> None:
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in texts}
     try:
         for path, text in texts.items():
-            temporary[path].write_text(text, encoding="utf-8")
+            with open(temporary[path], "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
         for path, written in temporary.items():
             os.replace(written, path)
     finally:

@@ -76,6 +76,8 @@ def fingerprint(tokens: Int[Tensor, "row site"]) -> Int[Tensor, " row"]:
 def overlap(train: Instance, test: Instance) -> Bool[Tensor, " row"]:
     """Which mazes of `test` have a symmetric twin in `train`, ends included. Exact.
 
+    The symmetries are those of the board. On even sides one line of walls is spare, and mazes that match but for the place of that line are not twins.
+
     Raises:
         ValueError: If the two are of different sides.
 

@@ -22,6 +22,7 @@ from attractorlab.types import Instance
 
 BUNDLED = ("test", "validation")
 _NAMES = {"question": ("question", "q"), "answer": ("answer", "a"), "rating": ("rating",)}
+LARGEST = torch.finfo(torch.float32).max
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 Rows = slice | Sequence[int] | None
@@ -40,7 +41,7 @@ def load(task: str, *, split: str = "test", rows: Rows = None, path: str | Path 
         task: "sudoku-4", "sudoku-6", "sudoku-9", or "maze-N" with a side N; "sudoku" is side 9 and "maze" side 30. The bundled mazes of side 11 are
             read from a file, and those of other sides made from the same two seeds.
         split: "test" or "validation" of the bundled puzzles, or the subfolder of a folder. A CSV file has none, and ignores it.
-        rows: Which rows, as a slice or a list of numbers. Any first n bundled puzzles run from easy to hard.
+        rows: Which rows, as a slice or a list of numbers. Bundled puzzles go in cycles from easy to hard, so that the first n are of all levels.
         path: A .csv or .csv.gz file with the columns `question` (or `q`), and `answer` (or `a`) and `rating` where known;
             or a folder in the array format of HRM, TRM and EqR, with or without its split.
 
@@ -269,6 +270,6 @@ def _chosen(rows: Rows, count: int, name: str) -> list[int]:
 def _numbers(texts: list[str], places: list[str]) -> Float[Tensor, " row"]:
     """The ratings."""
     for text, place in zip(texts, places, strict=True):
-        if not _FLOAT.fullmatch(text.strip()):
-            raise DataError(f"`load` found the rating {text!r} in {place}. A rating is a number. Correct it, or remove the column.")
+        if not _FLOAT.fullmatch(text.strip()) or abs(float(text)) > LARGEST:
+            raise DataError(f"`load` found the rating {text!r} in {place}. A rating is a number that float32 holds. Correct it, or remove the column.")
     return torch.tensor([float(text) for text in texts], dtype=torch.float32)

@@ -63,7 +63,8 @@ def check_map(f: LatentMap, z: State, *, generator: torch.Generator) -> None:
             ...
         AssertionError: row-wise: with half of the rows left out, ...
     """
-    f.coordinates(z)
+    if not len(f.coordinates(z)[0]):
+        raise ValueError("`check_map` got a state of no rows. Laws are tried on one row or more. Pass some starts.")
     kinds = {leaf.dtype for leaf in z.values()}
     if len(kinds) != 1 or not kinds <= set(TOLERANCES):
         raise ValueError(

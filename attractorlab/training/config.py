@@ -11,6 +11,7 @@ from attractorlab.models.feedforward import FeedForwardConfig
 from attractorlab.tasks import task_of
 
 SEEDS = 2**40  # the largest seed: a thousand times as much is one of torch
+MOST = {"segments": 10**9, "batch": 2**20, "halt_max": 2**16, "puzzles": 10**8, "width": 2**16, "blocks": 1000, "H_cycles": 10_000, "L_cycles": 10_000}
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class TrainConfig:
         segments: Segments to train for. One segment is one optimizer step on the whole batch.
         batch: Slots. A slot whose puzzle halts gets a new one at once.
         lr, warmup, weight_decay: AdamW's rate, segments until it is reached, and decoupled decay. The rate falls along a cosine
-            to `final_lr` times itself over the last `decay` segments.
+            to `final_lr` times itself over the last `decay` segments, or over all of them if they are fewer.
         ema: Decay of the weight average that is kept as the model; ramped up as (1 + t)/(10 + t).
         noise: β of the paper: normal noise of this scale at every update while training.
         loss: "stablemax" or "softmax".
@@ -80,9 +81,9 @@ class TrainConfig:
                 raise ValueError(
                     f"`TrainConfig` got {name}={getattr(self, name)!r}. It is one of {', '.join(allowed)}. Use {name}={allowed[0]}."
                 )
-        for name in ("segments", "batch", "halt_max", "puzzles", "width", "blocks", "H_cycles", "L_cycles"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`TrainConfig` got {name}={getattr(self, name)}. It counts things that there must be one of. Use {name}=1 or more.")
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"`TrainConfig` got {name}={getattr(self, name)}. It is a whole number from 1 to {most:,}. Use {name}={type(self).__dataclass_fields__[name].default}.")
         for name in ("reveal", "reveal_up_to", "halt_explore", "final_lr"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`TrainConfig` got {name}={getattr(self, name)}. It is a share. Use a number from 0 to 1.")

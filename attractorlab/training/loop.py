@@ -60,9 +60,9 @@ class Trainer:
         self.config = config
         self.device = torch.device(device)
         self.pool = training_pool(config) if pool is None else pool
-        # One generator per use: changing how one thing is drawn leaves the others as they were.
+        # One generator per use: changing how one thing is drawn leaves the others as they were. On a CPU torch looks at the lowest 32 bits of a seed alone.
         uses = {"weights": torch.device("cpu"), **dict.fromkeys(("stream", "starts", "halting", "noise"), self.device)}
-        seeds = {name: config.seed * 1000 + k + (0 if name == "weights" else 100 * ranks.rank) for k, name in enumerate(uses)}
+        seeds = {name: config.seed * 1000 + k + (0 if name == "weights" else ranks.rank << 26) for k, name in enumerate(uses)}
         self.generators = {name: torch.Generator(device=where).manual_seed(seeds[name]) for name, where in uses.items()}
         sites = self.pool.inputs.shape[1]
         self.model = network(config, sites, self.generators["weights"]).to(self.device).train()
@@ -198,9 +198,10 @@ class Trainer:
     def _rate(self) -> float:
         c = self.config
         rate = c.lr * min(1.0, (self.segment + 1) / max(1, c.warmup))
-        into = self.segment - (c.segments - c.decay)
+        decay = min(c.decay, c.segments)
+        into = self.segment - (c.segments - decay)
         if into > 0:
-            rate *= c.final_lr + (1 - c.final_lr) * 0.5 * (1 + math.cos(math.pi * into / c.decay))
+            rate *= c.final_lr + (1 - c.final_lr) * 0.5 * (1 + math.cos(math.pi * into / decay))
         return rate
 
     @torch.no_grad()

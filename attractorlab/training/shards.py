@@ -34,9 +34,13 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path, about: Mapping[str
         partial.mkdir(parents=True)
     ranks.wait()
     files = _packed(tensors)
-    for number, content in enumerate(files):
-        told = {**about, "format": STATE_FORMAT, "files": str(len(files))}
-        write_tensors(content, partial / _file(ranks, number), {**told, CHECKSUM: _checksum(content, told)})
+    try:
+        for number, content in enumerate(files):
+            told = {**about, "format": STATE_FORMAT, "files": str(len(files))}
+            write_tensors(content, partial / _file(ranks, number), {**told, CHECKSUM: _checksum(content, told)})
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     ranks.wait()
     if ranks.rank == 0:
         if _same(partial, whole):  # saved before

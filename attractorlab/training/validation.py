@@ -7,7 +7,7 @@ from attractorlab.models.eqr import EqR
 from attractorlab.models.feedforward import FeedForward
 from attractorlab.types import Instance, State
 
-PUZZLES = 100  # of the bundled validation split, from easy to hard
+PUZZLES = 100  # of the bundled validation split, which goes in cycles from easy to hard
 
 
 def validation_puzzles(task: str) -> Instance:

@@ -216,6 +216,28 @@ def test_near_equal_ends_far_from_the_origin_are_told_apart():
     assert labels[0] == labels[1] != labels[2]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_attractor_at_the_origin_is_one(dtype, generator):
+    """Rest about the origin is judged absolutely, so its ends differ by a multiple of their norm."""
+    tol = {torch.float64: 1e-8, torch.float32: 1e-5}[dtype]
+    half = LatentMap(lambda z, x: {"z": 0.5 * z["z"]}, {})
+    found = estimate_basins(half, {"z": torch.randn(20, 3, dtype=dtype, generator=generator)}, label=by_end_state(1e-2), tol=tol, max_ticks=999, level=0.95)
+    assert found.count.tolist() == [20] and found.undecided.item() == 0
+    # z' = z - 0.3 z (z² - 1)(z² - 1/4): attractors -1, 0 and 1, their borders at ±1/2.
+    quintic = LatentMap(lambda z, x: {"z": z["z"] - 0.3 * z["z"] * (z["z"] ** 2 - 1) * (z["z"] ** 2 - 0.25)}, {})
+    z = torch.linspace(-1.2, 1.2, 41, dtype=dtype)[:, None]
+    found = estimate_basins(quintic, {"z": z}, label=by_end_state(1e-2), tol=tol, max_ticks=999, level=0.95)
+    side = (z[:, 0] > 0.5).long() - (z[:, 0] < -0.5).long()
+    assert len(found.count) == 3 and torch.unique(torch.stack([found.labels, side]), dim=1).shape[1] == 3
+    plane = basin_slice(half, center={"z": torch.zeros(1, 3, dtype=dtype)}, axes={"z": torch.eye(3, dtype=dtype)[:2]}, extent=1.0, resolution=6, label=by_end_state(1e-2), tol=tol, max_ticks=999)
+    assert plane.labels.unique().tolist() == [0]
+
+
+def test_a_distance_that_makes_two_ends_one_is_above_zero():
+    with pytest.raises(ValueError, match=r"`by_end_state` got tol=-1\.0\..*Use by_end_state\(1e-2\)"):
+        by_end_state(-1.0)
+
+
 def test_ends_of_different_instances_are_never_one_attractor():
     labels = label_states({"z": torch.ones(4, 2)}, torch.tensor([0, 1, 0, 1]), torch.ones(4, dtype=torch.bool), tol=0.1)
     assert labels[0] == labels[2] != labels[1] == labels[3]

@@ -1,5 +1,7 @@
 """What every analysis asks of a map: one dtype, and no broken law that one row shows."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,10 +9,14 @@ import pytest
 import torch
 
 from attractorlab import trees
+from attractorlab.dynamics.attempts import Halting, attempt, elastic
+from attractorlab.dynamics.basins import basin_slice, by_end_state, estimate_basins
 from attractorlab.dynamics.door import check_at
 from attractorlab.dynamics.fixed_points import by_iteration, find_fixed_points
 from attractorlab.dynamics.lyapunov import lyapunov_exponents
 from attractorlab.dynamics.non_normality import non_normality
+from attractorlab.dynamics.recorder import only_last, trace
+from attractorlab.dynamics.settling import settle
 from attractorlab.dynamics.spectrum import spectrum
 from attractorlab.maps import LatentMap, strobe
 from attractorlab.models import load
@@ -32,6 +38,10 @@ def cell(z: State) -> torch.Tensor:
 
 def noisy(z: State, x: object) -> State:
     return {"z": cell(z) + 1e-3 * torch.randn_like(z["z"])}
+
+
+def in_place(z: State, x: object) -> State:
+    return {"z": z["z"].mul_(0.5).add_(1)}
 
 
 def mixing(z: State, x: object) -> State:
@@ -60,6 +70,62 @@ def test_a_map_that_breaks_a_law_is_refused_by_every_analysis(caller, rule, gene
     z = {"z": torch.randn(4, 6, dtype=torch.float64, generator=generator)}
     with pytest.raises(ValueError, match=rf"`{caller}` got a map.*{BROKEN[rule]}"):
         ANALYSES[caller](LatentMap(rule, {}), z)
+
+
+def readable(f: LatentMap) -> LatentMap:
+    return replace(f, readout=lambda z: {"answer": z["z"].round().long()})
+
+
+RUNS: dict[str, Callable[[LatentMap, State], object]] = {
+    "trace": lambda f, z: trace(f, z, ticks=3, keep=only_last()),
+    "settle": lambda f, z: settle(f, z, tol=1e-6, max_ticks=9),
+    "attempt": lambda f, z: attempt(readable(f), z, ticks=3, read=[3], slots=2, halting=None, hold=None),
+    "elastic": lambda f, z: elastic(readable(f), z, ticks=3, read=[3], slots=2, halting=Halting(0.0, 1, 1e-6)),
+    "estimate_basins": lambda f, z: estimate_basins(f, z, label=by_end_state(1e-2), tol=1e-6, max_ticks=9, level=0.95),
+    "basin_slice": lambda f, z: basin_slice(f, center={"z": z["z"][:1]}, axes={"z": z["z"][1:3]}, extent=1.0, resolution=3, label=by_end_state(1e-2), tol=1e-6, max_ticks=9),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("rule", [noisy, mixing, in_place], ids=lambda rule: rule.__name__)
+def test_a_map_that_breaks_a_law_is_not_run_either(run, rule, generator):
+    z = {"z": torch.randn(20, 6, dtype=torch.float64, generator=generator)}
+    before = z["z"].clone()
+    with pytest.raises(ValueError, match=r"`(trace|settle|attempt|elastic)` got a map that (takes one state to places|writes into leaf 'z')"):
+        RUNS[run](LatentMap(rule, {}), z)
+    assert z["z"].equal(before)
+    RUNS[run](LatentMap(detached, {}), z)  # no derivative is asked for
+    drive = {"x": torch.ones(20, 1)}  # of another dtype, which is no fault where nothing but the map is run
+    settle(LatentMap(lambda z, x: {"z": cell(z)}, drive, instance=torch.arange(20), start=torch.zeros(20).long()), z, tol=1e-6, max_ticks=99)
+
+
+def test_what_is_no_state_is_refused_by_everything_that_takes_one(generator):
+    f, h = LatentMap(lambda z, x: {"z": 0.5 * z["z"]}, {}), torch.randn(4, 6, dtype=torch.float64, generator=generator)
+    for use in (*RUNS.values(), *ANALYSES.values()):
+        if use is not RUNS["basin_slice"]:  # which takes points and directions apart
+            with pytest.raises(ValueError, match=r"`rows` got the leaf 'z' as a Tensor of shape \[4\] for a state\. A state maps names to tensors, each \[row \.\.\.\]"):
+                use(f, {"z": h[:, 0]})
+    for use in (RUNS["settle"], RUNS["estimate_basins"]):
+        with pytest.raises(ValueError, match=r"`settle` got states in int64\. Rest is judged between floating-point numbers\. Cast the state"):
+            use(f, {"z": h.long()})
+
+
+def test_other_things_than_a_mapping_of_tensors_are_named(tmp_path):
+    """In a process of its own: here the types of arguments are checked before."""
+    program = """
+import torch, attractorlab as al
+f, h = al.from_function(lambda z, x: {"z": 0.5 * z["z"]}, drive={}, clock="tick"), torch.ones(4, 6)
+for z in (h, (h, h), {"z": h.numpy()}):
+    for use in (lambda z: al.settle(f, z, tol=1e-6, max_ticks=9), lambda z: al.trace(f, z, ticks=3, keep=al.only_last()), lambda z: al.spectrum(f, z, k=1)):
+        try:
+            use(z)
+        except ValueError as error:
+            print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()
+    kinds = ["a Tensor", "a tuple", "the leaf 'z' as a ndarray"]
+    assert [line.split(" for a state. ")[0] for line in said] == [f"`rows` got {kind}" for kind in kinds for _ in range(3)]
+    assert all("`.states`" in line for line in said)
 
 
 def test_plain_iteration_needs_no_derivative(generator):

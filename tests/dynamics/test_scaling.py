@@ -111,6 +111,15 @@ def test_a_recorded_run_gives_the_same_grid_in_any_order_of_rows(generator):
             assert torch.allclose(getattr(live, name), getattr(again, name), rtol=1e-12, atol=0), name
 
 
+def test_depths_and_breadths_stand_in_order_however_they_are_given(generator):
+    puzzles = instances(generator)
+    f = Made().bind(puzzles).take(repeat_rows(12, 4))
+    runs = attempt(f, Made().start(f.drive, generator=generator), ticks=9, read=[1, 4, 9], slots=8, halting=None, hold=None, targets=puzzles.targets)
+    rest = {"select": [by_residual], "level": LEVEL, "cluster": None}
+    sorted_, given = scaling_grid(runs, depth=[1, 4, 9], breadth=[1, 4], **rest), scaling_grid(runs, depth=[9, 1, 4, 4], breadth=[4, 1, 4], **rest)
+    assert given.depth.tolist() == [1, 4, 9] and given.breadth.tolist() == [1, 4] and given.accuracy.equal(sorted_.accuracy) and given.low.equal(sorted_.low)
+
+
 def test_lost_starts_count_alike_by_both_routes(generator):
     puzzles = instances(generator)
     sound = Made().bind(puzzles).take(repeat_rows(12, 4))

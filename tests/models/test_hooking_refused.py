@@ -1,5 +1,7 @@
 """What cannot be hooked is refused, with what was seen."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -263,3 +265,10 @@ def test_evaluation_mode_makes_a_map_of_what_was_refused(generator: torch.Genera
     for model in (Dropping(), Batched()):
         f, z0 = al.hook(model.eval(), block="block", inputs=X)
         al.check_map(f, {name: leaf + 0.1 * torch.randn(leaf.shape, generator=generator) for name, leaf in z0.items()}, generator=generator)
+
+
+def test_a_block_is_named_and_not_given() -> None:
+    """In a process of its own: here the types of arguments are checked before."""
+    program = "import torch, attractorlab as al\nm = torch.nn.Linear(2, 2)\ntry: al.hook(m, block=m, inputs=torch.ones(3, 2))\nexcept ValueError as error: print(error)"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("`hook` got a model of Linear and a block of Linear. It takes a module and the name of one of its parts. Use hook(model, block=")

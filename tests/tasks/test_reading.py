@@ -205,8 +205,9 @@ def swapped(text: str) -> str:
         ("question,rating\n" + ASKED[0] + "\n", r"`load` found 1 fields in line 2 of some.csv\. Its first line names 2 columns\. Correct"),
         (
             "question,rating\n" + ASKED[0] + ",hard\n",
-            r"`load` found the rating 'hard' in line 2 of some.csv\. A rating is a number\. Correct it",
+            r"`load` found the rating 'hard' in line 2 of some.csv\. A rating is a number that float32 holds\. Correct it",
         ),
+        ("question,rating\n" + ASKED[0] + ",1e39\n", r"`load` found the rating '1e39' in line 2 of some.csv"),
     ],
 )
 def test_bad_rows_of_a_csv_file_are_refused_with_their_line(tmp_path: Path, text: str, match: str) -> None:

@@ -254,14 +254,15 @@ def test_the_average_follows_the_weights_with_the_ramped_decay(pool):
 
 
 def test_the_rate_warms_up_holds_and_falls_to_its_share(pool):
-    trainer = Trainer(replace(TINY, segments=100, warmup=10, decay=20, lr=0.01, final_lr=0.1), pool=pool)
-    rates = []
-    for trainer.segment in range(100):
-        rates.append(trainer._rate())
-    assert rates[:10] == pytest.approx([0.001 * k for k in range(1, 11)]) and rates[10:81] == pytest.approx([0.01] * 71)
-    assert rates[90] == pytest.approx(0.01 * 0.55) and all(a > b for a, b in pairwise(rates[80:]))
-    assert 0.001 < rates[99] < 0.0011
-    assert Trainer(replace(TINY, warmup=0, decay=0), pool=pool)._rate() == TINY.lr
+    def rates(**change):
+        trainer = Trainer(replace(TINY, segments=100, lr=0.01, final_lr=0.1, **change), pool=pool)
+        for trainer.segment in range(100):
+            yield trainer._rate()
+
+    some = list(rates(warmup=10, decay=20))
+    assert some[:10] == pytest.approx([0.001 * k for k in range(1, 11)]) and some[10:81] == pytest.approx([0.01] * 71)
+    assert some[90] == pytest.approx(0.01 * 0.55) and all(a > b for a, b in pairwise(some[80:])) and 0.001 < some[99] < 0.0011
+    assert set(rates(warmup=0, decay=0)) == {0.01} and list(rates(warmup=0, decay=1500)) == list(rates(warmup=0, decay=100)), "over all segments where they are fewer"
 
 
 def test_a_noisy_rule_of_scale_zero_is_the_tick(pool, generator):

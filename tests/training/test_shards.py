@@ -51,6 +51,18 @@ def test_a_new_state_takes_the_place_of_the_old_one_and_of_what_a_kill_left(tmp_
     assert newest(tmp_path / "nothing here") is None
 
 
+def test_a_save_onto_a_full_disk_leaves_the_one_before_and_says_so(tmp_path, tensors, monkeypatch):
+    write_shards(tensors, tmp_path, {}, segment=4, ranks=ALONE)
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_shards(tensors, tmp_path, {}, segment=8, ranks=ALONE)
+    assert [one.name for one in tmp_path.iterdir()] == ["segment-00000004"]
+
+
 def test_files_of_two_states_are_not_mixed(tmp_path, tensors, monkeypatch):
     monkeypatch.setattr(shards, "SHARD", 1000)
     for segment in (1, 2):

@@ -15,9 +15,9 @@ from torch import Tensor
 from attractorlab import tasks
 from attractorlab.errors import BadData
 from attractorlab.models import CheckpointError
-from attractorlab.models.checkpoints import read_metadata, write_tensors
+from attractorlab.models.checkpoints import find, load_feedforward, read_metadata, write_tensors
 from attractorlab.training import preparing, shards
-from attractorlab.training.config import TrainConfig
+from attractorlab.training.config import PRESETS, TrainConfig
 from attractorlab.training.loop import Trainer, _cut_log, train
 from attractorlab.training.preparing import training_pool
 from attractorlab.training.ranks import ALONE
@@ -204,6 +204,12 @@ def test_a_model_trained_for_a_short_name_takes_the_puzzles_of_that_task() -> No
     Trainer(config, pool=puzzles).finished_model("x").bind(puzzles)
     with pytest.raises(ValueError, match=r"`task_of` got the task 'sudoku-5'"):
         replace(TINY, task="sudoku-5")
+
+
+def test_a_feedforward_training_begins_with_a_model_that_was_named() -> None:
+    config = replace(PRESETS["feedforward-sudoku-9"], engine="eager", begin="feedforward-sudoku-9", batch=2)
+    trainer, given = Trainer(config, pool=tasks.generate(9, 4, seed=1)), load_feedforward(find("feedforward-sudoku-9")).state_dict()
+    assert all(one.equal(given[name]) for name, one in trainer.model.state_dict().items())
 
 
 def test_seeds_that_torch_cannot_take_are_refused() -> None:
