@@ -151,6 +151,7 @@ def from_function(
     drive: Drive,
     clock: str,
     readout: Callable[[State], Mapping[str, Tensor]] | None = None,
+    model: nn.Module | None = None,
 ) -> LatentMap:
     """The map whose tick is a plain function, one row per row of `drive`.
 
@@ -161,6 +162,7 @@ def from_function(
         drive: What the instances contribute to every tick, batch first. Empty for a map without instances, which takes any number of rows.
         clock: What one tick is: "step of the sequence", "sweep", ...
         readout: What can be read off a state. One that needs the drive is a `DrivenReadout`.
+        model: The module that the rule runs, if it runs one: its parts can then be tapped and edited by name, and its weights are on record.
 
     Raises:
         ValueError: If the leaves of `drive` differ in their number of rows, or the clock has no name.
@@ -181,9 +183,8 @@ def from_function(
             "`from_function` got clock=''. The clock says what one tick is, and goes with every number. Name it, e.g. clock='step'."
         )
     n = next(iter(counts.values()), 0)
-    bound = LatentMap(
-        rule, drive, clock=clock, instance=torch.arange(n), start=torch.zeros(n, dtype=torch.int64), origin=Origin(versions=versions())
-    )
+    origin = Origin(versions=versions()) if model is None else origin_of(model, next(model.parameters(), torch.zeros(0)))
+    bound = LatentMap(rule, drive, clock=clock, instance=torch.arange(n), start=torch.zeros(n, dtype=torch.int64), origin=origin, model=model)
     return bound if readout is None else LatentMap(**{**vars(bound), "readout": readout})
 
 

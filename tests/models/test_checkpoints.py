@@ -190,7 +190,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(path, monkeypatch)
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "_sort_header", full)
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save(fresh(1), path, about=ABOUT)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]

@@ -109,3 +109,19 @@ def test_an_output_is_not_named_for_a_state_of_several_tensors() -> None:
     assert len(z0) == 2 and torch.equal(list(f(z0).values())[1], torch.tanh(0.3 * next(iter(z0.values())) - X))
     with pytest.raises(ValueError, match=r"got output=1 for a state of 2 tensors, z\.0, z\.1\. An output is named .* Leave `output` out"):
         al.hook(SolvedPair(), block="f", inputs=X, state="z", output=1)
+
+
+def test_a_function_that_runs_a_module_can_be_tapped_and_says_its_weights(generator: torch.Generator) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    f = al.from_function(lambda z, x: {"z": model(z["z"])}, drive={}, clock="sweep", model=model)
+    z = {"z": torch.randn(2, 3, generator=generator)}
+    seen = al.trace(f, z, ticks=4, keep=al.every(1), tap=al.Tap(model, "0"))
+    assert torch.equal(seen.taps["0"][:-1, 0].tanh(), seen.states["z"][1:])
+    hooked = al.trace(f, z, ticks=4, keep=al.every(1), edits=[al.ablate("0", ticks=slice(0, 4))], continuation=al.free_running)
+    assert not hooked.states["z"][1:].any()
+    assert seen.origin.model == "Sequential" and seen.origin.dtype == "float32" and len(seen.origin.weights) > 8
+    before = seen.origin.weights
+    with torch.no_grad():
+        model[0].weight += 1
+    again = al.from_function(lambda z, x: {"z": model(z["z"])}, drive={}, clock="sweep", model=model)
+    assert again.origin.weights != before
