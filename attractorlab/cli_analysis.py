@@ -365,9 +365,8 @@ def _keep(out: Path, config: Mapping[str, Any], command: str, nouns: Mapping[str
     from attractorlab.sweep import PUZZLES
 
     run = _place(out, config, command)
-    for unit, kept in ((PUZZLES, {"instance": nouns["instance"]}), (command, {name: noun for name, noun in nouns.items() if name != "instance"})):
-        if not run.has(unit):
-            run.write(unit, kept)
+    run.commit(PUZZLES, {"instance": nouns["instance"]})
+    run.commit(command, {name: noun for name, noun in nouns.items() if name != "instance"})
     write_whole({out / f"{command}.json": json.dumps(finite(dict(facts)), indent=1, allow_nan=False)})
 
 

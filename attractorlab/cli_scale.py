@@ -138,7 +138,7 @@ def _measured(
         with stages() as say:
             say("reading the attempts")
             cluster = tasks.same_solutions(instance)
-            run.write(READINGS, nouns_of(read_off(runs, depth=depth, breadth=breadth, level=level, cluster=cluster, difficulty=instance.difficulty, halting=asked.halting, thresholds=settings["thresholds"])))
+            run.commit(READINGS, nouns_of(read_off(runs, depth=depth, breadth=breadth, level=level, cluster=cluster, difficulty=instance.difficulty, halting=asked.halting, thresholds=settings["thresholds"])))
     found = scaled_of(run.read(READINGS))
     about = _about(run, runs, reasoner, instance, asked, found)
     timed = _timed(out / "throughput.json", reasoner, instance, asked, time_rows, run.manifest.created)

@@ -29,7 +29,6 @@ def train(
     from attractorlab.training.config import read_config
     from attractorlab.training.loop import Trainer
     from attractorlab.training.loop import train as run_training
-    from attractorlab.training.shards import newest
 
     use(threads)
     must_be_folder(out)
@@ -42,30 +41,39 @@ def train(
             raise ValueError(f"`train` got --set {key}=... twice. A setting has one value. Leave one out.")
     settings = read_config(config, {key: value for key, _, value in pairs})
     state = out / "state"
-    if (newest(state) or (out / "model.safetensors").exists()) and not resume:
-        remedy = "Add --resume to go on with it, or choose" if newest(state) else "Its state is gone, so choose"
-        raise ValueError(f"`train` found a training in {out}. A folder holds one training. {remedy} another --out.")
-    if resume and not newest(state):
-        remedy = "Choose another --out to begin it again" if (out / "model.safetensors").exists() else "Leave out --resume to begin it"
-        raise ValueError(f"`train` found no state in {state} to resume. A training is resumed from its state. {remedy}.")
+    _refuse_other_uses(out, resume)
     ranks, device = processes.join(device)
-    if not resume and ranks.rank == 0:
-        typer.echo(f"{config}: preparing the puzzles", err=True)
-    trainer = Trainer.resume(state, device=device, ranks=ranks) if resume else Trainer(settings, device=device, ranks=ranks)
-    if resume and trainer.config != settings:
-        raise ValueError(f"`train` was asked to resume {out} with other settings than it was begun with. A training keeps its settings. Repeat the first command and add --resume.")
-    with progress_bar(f"training {config}", trainer.config.segments) if ranks.rank == 0 else nullcontext(_silent) as bar:
-        bar(trainer.segment, "")
+    with _alone(out) if ranks.rank == 0 else nullcontext():
+        _refuse_other_uses(out, resume)  # again: another process may have begun or ended one meanwhile
+        if not resume and ranks.rank == 0:
+            typer.echo(f"{config}: preparing the puzzles", err=True)
+        trainer = Trainer.resume(state, device=device, ranks=ranks) if resume else Trainer(settings, device=device, ranks=ranks)
+        if resume and trainer.config != settings:
+            raise ValueError(f"`train` was asked to resume {out} with other settings than it was begun with. A training keeps its settings. Repeat the first command and add --resume.")
+        with progress_bar(f"training {config}", trainer.config.segments) if ranks.rank == 0 else nullcontext(_silent) as bar:
+            bar(trainer.segment, "")
 
-        def show(p: dict[str, float | int]) -> None:
-            exact = f"exact {100 * p['exact']:.1f} %, " if "exact" in p else ""  # where a puzzle ended
-            bar(int(p["segment"]), f"loss {p['loss']:.4f}, {exact}{p['seconds_left'] / 60:.1f} min left")
+            def show(p: dict[str, float | int]) -> None:
+                exact = f"exact {100 * p['exact']:.1f} %, " if "exact" in p else ""  # where a puzzle ended
+                bar(int(p["segment"]), f"loss {p['loss']:.4f}, {exact}{p['seconds_left'] / 60:.1f} min left")
 
-        with _alone(out) if ranks.rank == 0 else nullcontext():
             path = run_training(trainer, out, name=config, command=_first_command(out), save_every=save_every, report=show)
     processes.part()
     if ranks.rank == 0:
         tell({"model": str(path), "segments": trainer.segment, "parameters": sum(p.numel() for p in trainer.model.parameters())}, as_json)
+
+
+def _refuse_other_uses(out: Path, resume: bool) -> None:
+    """Raise a ValueError if a folder holds a training and none is to be resumed, or the other way round."""
+    from attractorlab.training.shards import newest
+
+    state = newest(out / "state")
+    if (state or (out / "model.safetensors").exists()) and not resume:
+        remedy = "Add --resume to go on with it, or choose" if state else "Its state is gone, so choose"
+        raise ValueError(f"`train` found a training in {out}. A folder holds one training. {remedy} another --out.")
+    if resume and not state:
+        remedy = "Choose another --out to begin it again" if (out / "model.safetensors").exists() else "Leave out --resume to begin it"
+        raise ValueError(f"`train` found no state in {out / 'state'} to resume. A training is resumed from its state. {remedy}.")
 
 
 @contextmanager
@@ -77,6 +85,8 @@ def _alone(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"`train` found another process that trains in {folder}. A folder holds one training. Wait for it, or choose another --out.") from None
+        except OSError:
+            pass  # a file system without locks
         yield
 
 

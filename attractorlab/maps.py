@@ -110,13 +110,16 @@ class LatentMap:
             chosen: Their numbers, or a mask.
 
         Raises:
-            ValueError: If the map has no such row.
+            ValueError: If the map has no such row, or the mask another length.
         """
         if not self.driven:
             return self
-        if isinstance(chosen, Tensor) and chosen.dtype == torch.bool:
-            chosen = chosen.nonzero().squeeze(1)
-        index, n = torch.as_tensor(chosen, dtype=torch.int64), len(self.instance)
+        index, n = torch.as_tensor(chosen), len(self.instance)
+        if index.dtype == torch.bool:
+            if len(index) != n:
+                raise ValueError(f"`take` got a mask of {len(index)} for a map of {n} rows. A mask says of each row whether it is taken. Pass {n} of them, or row numbers.")
+            index = index.nonzero().squeeze(1)
+        index = index.to(torch.int64)
         if len(index) and not -n <= int(index.min()) <= int(index.max()) < n:
             raise ValueError(f"`take` got the rows {int(index.min())} to {int(index.max())} of a map of {n}. Rows are counted from 0. Take rows below {n}.")
         instance = self.instance[index]

@@ -136,7 +136,7 @@ class Run:
         return self._segment(unit).is_dir()
 
     def write(self, unit: str, nouns: Mapping[str, Any]) -> None:
-        """Commit `nouns`, each under its name, as the segment of `unit`. If somebody else does so meanwhile, theirs stays.
+        """Write `nouns`, each under its name, as the segment of `unit`.
 
         Args:
             unit: One of the manifest's units that has no segment yet.
@@ -144,6 +144,16 @@ class Run:
 
         Raises:
             RunError: If the manifest has no such unit, it has its segment already, or something is no noun that a run holds.
+        """
+        if self.has(unit):
+            raise RunError(f"{self.path} has the segment {unit!r} already. A segment is never changed. Write another unit, or make another run.")
+        self.commit(unit, nouns)
+
+    def commit(self, unit: str, nouns: Mapping[str, Any]) -> None:
+        """The same for processes that share a run: if another one was faster, its segment stays.
+
+        Raises:
+            RunError: As `write`, but for a segment that is there.
         """
         import xarray
         from zarr.storage import MemoryStore
@@ -153,8 +163,6 @@ class Run:
                 f"{self.path} has no unit {unit!r}. A run holds the units of its manifest. Use one of {', '.join(self.manifest.units)}."
             )
 
-        if self.has(unit):
-            raise RunError(f"{self.path} has the segment {unit!r} already. A segment is never changed. Write another unit, or make another run.")
         strange = {name: type(noun).__name__ for name, noun in nouns.items() if type(noun).__name__ not in NOUNS}
         if strange:
             name, kind = next(iter(strange.items()))

@@ -103,8 +103,7 @@ def record(
         reasoner, one = series[name]
         f, z = unit_of(reasoner, instance, one, block=k, seed=seed)
         traj = trace(f, z, ticks=ticks, keep=only_last(), rest=rest_of(reasoner, tol=tol))
-        if not run.has(unit):
-            run.write(unit, {"trajectory": replace(traj, origin=replace(traj.origin, seed=seed))})
+        run.commit(unit, {"trajectory": replace(traj, origin=replace(traj.origin, seed=seed))})
     progress(len(units), len(units))
     return run
 
@@ -225,8 +224,7 @@ def measure(
         runs = attempt(
             f, z, ticks=asked.ticks, read=asked.read, slots=asked.slots, halting=asked.halting, hold=asked.hold, targets=instance.targets, verify=verify
         )
-        if not run.has(unit):
-            run.write(unit, {"attempts": replace(runs, origin=replace(runs.origin, seed=asked.seed))})
+        run.commit(unit, {"attempts": replace(runs, origin=replace(runs.origin, seed=asked.seed))})
     progress(len(mine), 0, len(units))
     return run
 
@@ -238,7 +236,7 @@ def _keep_puzzles(run: Run, instance: Instance) -> None:
         RunError: If it has others.
     """
     if not run.has(PUZZLES):
-        run.write(PUZZLES, {"instance": instance})
+        run.commit(PUZZLES, {"instance": instance})
     before: Instance = run.read(PUZZLES)["instance"]
     if not all(_same(getattr(before, name), getattr(instance, name)) for name in ("inputs", "targets", "difficulty")):
         raise RunError(f"{run.path} holds a run on other puzzles of the same names. A run is only continued with the puzzles that it began with. Choose another --out, or remove that folder.")

@@ -228,7 +228,11 @@ def test_a_resumed_training_writes_the_bytes_of_one_that_was_never_stopped(tmp_p
     shutil.rmtree(tmp_path / "made")
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "run", interrupted)
-        assert main(tiny) == 3
+        assert command(*tiny) == 3
+    shutil.copytree(tmp_path / "made", tmp_path / "other")
+    assert command(*tiny, "--resume", "--json") == 0 and model.read_bytes() == whole, "it says the command that began it"
+    shutil.rmtree(tmp_path / "made")
+    shutil.move(tmp_path / "other", tmp_path / "made")
     model.unlink()  # as a kill between the first state and the first model leaves it
     assert command(*tiny, "--resume") == 0 and model.read_bytes() == whole
 

@@ -217,6 +217,9 @@ def test_rows_are_taken_by_number_or_by_a_mask_and_those_that_are_not_there_are_
     n = len(f.instance)
     mask = torch.arange(n) % 2 == 0
     assert f.take(mask).instance.equal(f.take(mask.nonzero().squeeze(1)).instance)
+    assert f.take(mask.tolist()).instance.equal(f.take(mask).instance) and not len(f.take([]).instance)
+    with pytest.raises(ValueError, match=rf"`take` got a mask of {n + 1} for a map of {n} rows\."):
+        f.take(torch.ones(n + 1, dtype=torch.bool))
     assert f.take([-1]).instance.equal(f.take([n - 1]).instance)
     for wrong in (n, -n - 1):
         with pytest.raises(ValueError, match=rf"`take` got the rows {min(wrong, 0)} to {max(wrong, 0)} of a map of {n}\. Rows are counted from 0\. Take rows below {n}\."):

@@ -56,12 +56,12 @@ def test_the_second_of_two_writers_at_once_loses_and_leaves_nothing_behind(tmp_p
 
     def overtaken(*names):
         monkeypatch.undo()
-        Run(tmp_path / "run").write("a", {"trajectory": first})
+        Run(tmp_path / "run").commit("a", {"trajectory": first})
         before.extend(sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if ".tmp-" not in str(p)))
         os.rename(*names)
 
     monkeypatch.setattr(store.os, "rename", overtaken)
-    run.write("a", {"trajectory": trajectory(residual=torch.zeros(4, 3))})
+    run.commit("a", {"trajectory": trajectory(residual=torch.zeros(4, 3))})
     assert [p.name for p in (tmp_path / "run" / "segments").iterdir()] == ["a.zarr"]
     inside = [entry for entry in before if entry[0].name != "segments"]
     assert inside == [entry for entry in sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) if entry[0].name != "segments"]

@@ -76,7 +76,7 @@ def attempt(
 
     Raises:
         ValueError: If sizes do not fit, `read` leaves the range, a policy or `hold` needs a readout that the map lacks, or a few rows show that the
-            map is random, mixes its rows or writes into its argument.
+            map writes into its argument or gives no state like it.
 
     Example:
         >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"]}, {}, readout=lambda z: {"answer": (z["z"] < 0.1).long()}, clock="tick")
@@ -249,7 +249,7 @@ def _followed(
         raise ValueError(
             f"`{name}` got targets of shape {tuple(targets.shape)} for instances up to {int(instance.max())}. Targets are one row of sites per instance. Pass the `targets` that were bound."
         )
-    check_some(f, z, name)
+    check_some(f, z, name, laws=False)
     run = Slots(f, z, ticks=ticks, read=steps, slots=slots, targets=None if targets is None else targets[instance], leave=leave, hold=hold, caller=name)
     if halting is not None:
         run.stop_at(above=halting.above, after=halting.after, rest=halting.rest)

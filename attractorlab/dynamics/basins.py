@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attractorlab import trees
 from attractorlab.dynamics.settling import settle
-from attractorlab.maps import LatentMap, yardstick
+from attractorlab.maps import LatentMap
 from attractorlab.statistics import effective_n, wilson
 from attractorlab.types import BasinEstimate, BasinSlice, Convergence, Origin, Result, State, Trajectory
 
@@ -42,7 +42,7 @@ def by_end_state(tol: float) -> Label:
     """Ends on one instance that a chain of relative distances below `tol` connects are one attractor.
 
     Choose `tol` well above the distance that remains at rest (about residual / (1 − radius)) and below that between attractors. A distance is relative to the larger
-    norm of the two ends; from an end at the origin, up to the square root of its dtype's rounding, it is taken as it is.
+    norm of the two ends. Ends no further from the origin than the square root of their dtype's rounding are one: rest is judged absolutely there.
 
     Raises:
         ValueError: If `tol` is not above 0.
@@ -116,15 +116,17 @@ def label_states(z: State, instance: Int[Tensor, " row"], among: Bool[Tensor, " 
     used = 0
     for one in torch.unique(instance[among]).tolist():
         rows = ((instance == one) & among).nonzero().squeeze(1)
-        near = trees.take(z, rows)
-        part = _chained(trees.flatten(near).double().cpu(), yardstick(trees.norm(near)).double().cpu(), tol)
+        ends = trees.take(z, rows)
+        origin = trees.norm(ends) <= torch.finfo(trees.norm(ends).dtype).eps ** 0.5  # where rest is judged absolutely, as `yardstick` says
+        part = _chained(trees.flatten(ends).double().masked_fill(origin[:, None], 0).cpu(), tol)
         labels[rows] = part + used
         used += int(part.max()) + 1
     return labels
 
 
-def _chained(x: Float[Tensor, "row dim"], size: Float[Tensor, " row"], tol: float) -> Int[Tensor, " row"]:
-    """Single linkage, of distances over `size`, without the table of all pairs: its cost grows with rows times groups, its memory with rows."""
+def _chained(x: Float[Tensor, "row dim"], tol: float) -> Int[Tensor, " row"]:
+    """Single linkage without the table of all pairs: its cost grows with rows times groups, its memory with rows."""
+    size = x.norm(dim=1)
     # A projection never lengthens a distance, so what is far apart in the sketch need not be measured in full.
     width = min(x.shape[1], SKETCH)
     sketch = x

@@ -15,6 +15,8 @@ from attractorlab.types import State
 ROUNDINGS = 1000  # that one row in another batch may differ by; `check_map` looks closer
 DISTANCES = {torch.float64: (1e-4, 1e-5, 1e-6), torch.float32: (3e-2, 1e-2, 1e-3)}  # of difference quotients, relative to the state
 FEW = 8  # rows that a map is tried on before it is only run
+RANDOM = "The same state gives the same tick. Turn off noise and dropout (`model.eval()`), and add noise between ticks with `trace(..., kick=...)`."
+MIXED = "A row depends on itself alone. Pass whatever is held per row through the drive, and put batch norms into evaluation mode."
 GROSS = 0.1  # share of every difference quotient that the derivative may miss: kinks and jumps lie within some of them
 
 
@@ -32,15 +34,50 @@ def check_at(f: LatentMap, z: State, caller: str, *, derivative: bool = True) ->
     _check_map(f, z, caller, derivative=derivative)
 
 
-def check_some(f: LatentMap, z: State, caller: str) -> None:
-    """What `_check_map` refuses, without the derivative, on a few rows spread over all: beside running a map it costs next to nothing. Leaves and drive may be of several dtypes.
+def check_some(f: LatentMap, z: State, caller: str, *, laws: bool) -> None:
+    """Refuse a map that, on a few rows spread over all, writes into its argument or gives no state like it; and with `laws`, one that is random or mixes its rows.
+
+    Leaves and drive may be of several dtypes. Two runs that should agree are told apart by more than rounding, as the map itself amplifies it, and in every row: one that
+    jumps, as a sign does, may take a row elsewhere in another batch. `attractorlab.testing.check_map` looks closer.
 
     Raises:
-        ValueError: As `_check_map`.
+        ValueError: If it does.
     """
     n = trees.rows(z)
     rows = torch.linspace(0, n - 1, min(n, FEW)).round().long()
-    _check_map(f.take(rows), trees.take(z, rows), caller, derivative=False)
+    few, some = f.take(rows), trees.take(z, rows)
+    try:
+        out = _fitting(few, some, caller)
+        if laws:
+            _check_agreement(few, some, out, caller)
+    except RuntimeError:  # a closure over all rows, or an error of its author, which the run itself will meet
+        return
+
+
+@torch.no_grad()
+def _check_agreement(f: LatentMap, z: State, out: State, caller: str) -> None:
+    """Raise a ValueError if the map runs otherwise again, or grossly otherwise without some of the rows and not because it amplifies rounding; both in every row that is finite."""
+    fine = trees.finite(z) & trees.finite(out)
+    floor = max(FLOOR[leaf.dtype] for leaf in z.values())
+    off = _apart(out, _fitting(f, z, caller))[fine]
+    if len(off) and bool((off > min(GROSS, ROUNDINGS * floor)).all()):
+        raise ValueError(f"`{caller}` got a map that takes one state to places {float(off.min()):.0e} of their norm apart, run twice. {RANDOM}")
+    some = torch.arange(max(2, trees.rows(z) // 2))
+    if trees.rows(z) <= len(some):
+        return
+    rest = fine[some]
+    off = _apart(trees.take(out, some), _fitting(f.take(some), trees.take(z, some), caller))[rest]
+    if not len(off) or not bool((off > GROSS).all()):
+        return
+    eps = max(torch.finfo(leaf.dtype).eps for leaf in z.values())
+    drive = {name: leaf * (1 + eps) if leaf.is_floating_point() else leaf for name, leaf in f.drive.items()}
+    nudged = f.rule({name: leaf * (1 + eps) + eps for name, leaf in z.items()}, drive)
+    if bool((off > ROUNDINGS * _apart(out, nudged)[some][rest]).all()):
+        raise ValueError(f"`{caller}` got a map that takes one state to places {float(off.min()):.0e} of their norm apart, run with and without other rows. {MIXED}")
+
+
+def _apart(one: State, other: State) -> Float[Tensor, " row"]:
+    return relative(trees.norm(trees.sub(one, other)), one)
 
 
 def _check_map(f: LatentMap, z: State, caller: str, *, derivative: bool) -> None:
@@ -54,10 +91,7 @@ def _check_map(f: LatentMap, z: State, caller: str, *, derivative: bool) -> None
     """
     if not trees.rows(z):
         return
-    out = _image(f, z, caller)
-    clash = {out[name].dtype for name in z if out[name].dtype != z[name].dtype}
-    if clash:
-        raise _several({leaf.dtype for leaf in z.values()}, clash, caller)
+    out = _fitting(f, z, caller)
     finite = trees.finite(z) & trees.finite(out)
     if not bool(finite.any()):
         return  # each row then ends with its result
@@ -74,6 +108,15 @@ def _several(have: set[torch.dtype], wanted: set[torch.dtype], caller: str) -> V
         f"`{caller}` got states in {there} for a map in {here or 'one dtype'}. State and map are worked on in one dtype. "
         "Cast both: the state by `trees.to(z, torch.float64)`, and the weights, those of a reasoner by `reasoner.to(torch.float64)` before it is bound."
     )
+
+
+def _fitting(f: LatentMap, z: State, caller: str) -> State:
+    """f(z), if it is a state like `z`, dtypes too, and `z` is left as it was."""
+    out = _image(f, z, caller)
+    clash = {out[name].dtype for name in z if out[name].dtype != z[name].dtype}
+    if clash:
+        raise _several({leaf.dtype for leaf in z.values()}, clash, caller)
+    return out
 
 
 @torch.no_grad()
@@ -103,8 +146,8 @@ def _check_values(f: LatentMap, z: State, beside: State, caller: str) -> None:
     first, second = f(z), f(z)
     limit = ROUNDINGS * max(FLOOR[leaf.dtype] for leaf in z.values())
     for other, word, remedy in (
-        (second, "alone, twice", "The same state gives the same tick. Turn off noise and dropout (`model.eval()`), and add noise between ticks with `trace(..., kick=...)`."),
-        (beside, "alone and beside other rows", "A row depends on itself alone. Pass whatever is held per row through the drive, and put batch norms into evaluation mode."),
+        (second, "alone, twice", RANDOM),
+        (beside, "alone and beside other rows", MIXED),
     ):
         off = float(relative(trees.norm(trees.sub(first, other)), first))
         if off > limit and other is beside:

@@ -120,8 +120,8 @@ def trace(
         `result`; the others go on.
 
     Raises:
-        ValueError: If `ticks` is below 1, `keep` leaves out the last tick, `z` and `f` differ in their number of rows, options exclude each other, a few rows show that the map is
-            random, mixes its rows or writes into its argument, or a tap or edit names no point of the tick, or one that does not run.
+        ValueError: If `ticks` is below 1, `keep` leaves out the last tick, `z` and `f` differ in their number of rows, options exclude each other, a few rows show that the map
+            writes into its argument or gives no state like it, or a tap or edit names no point of the tick, or one that does not run.
 
     Example:
         >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"] + 1}, {}, clock="tick")
@@ -144,7 +144,7 @@ def trace(
         kinds = ", ".join(sorted({str(leaf.dtype).removeprefix("torch.") for leaf in z.values()}))
         raise ValueError(f"`trace` got {len(start)} rows of {kinds}. A trajectory has one row or more, of floating-point numbers. Pass starts such as `reasoner.start(f.drive, ...)`.")
     kept = _kept(keep, ticks)
-    check_some(f, z, "trace")
+    check_some(f, z, "trace", laws=False)
     if tap is not None or edits:
         check_updates(f, z, caller="trace")
     taps = None if tap is None else Taps(f, z, tap, kept=kept, hold=rest is not None)

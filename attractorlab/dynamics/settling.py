@@ -38,7 +38,7 @@ def settle(f: LatentMap, z: State, *, tol: float, max_ticks: int, window: int = 
 
     Raises:
         ValueError: If `tol` is below the rounding floor of any leaf, `max_ticks` or `window` is below 1, `z` and `f` differ in
-            their number of rows, or a few of them show that the map is random, mixes its rows or writes into its argument.
+            their number of rows, or a few of them show that the map is random, mixes its rows, writes into its argument or gives no state like it.
 
     Example:
         >>> half = LatentMap(lambda z, x: {"z": 0.5 * z["z"] + 1}, {}, clock="tick")
@@ -53,7 +53,7 @@ def settle(f: LatentMap, z: State, *, tol: float, max_ticks: int, window: int = 
     f.coordinates(z)
     for leaf in z.values():
         check_tol(tol, leaf.dtype, "settle")
-    check_some(f, z, "settle")
+    check_some(f, z, "settle", laws=True)
     parts = [_settle_chunk(f.take(rows), trees.take(z, rows), tol, max_ticks, window) for rows in chunks(z)]
     return Rest(
         states=trees.cat([part.states for part in parts]),

@@ -144,8 +144,7 @@ def analyse(data: Recorded, *, say: Say) -> Analysis:
     pca, umap = project(paths, by_pca(2)), project(paths, by_umap(2, random_state=0))
     pca, umap = replace(pca, row=rows[pca.row]), replace(umap, row=rows[umap.row])
     found = Analysis(basins, ends, grids[MAIN], points, spec, later, plane, pca, umap, grids.get(BASELINE), grids.get(OWN))
-    if not data.run.has(ANALYSIS):
-        data.run.write(ANALYSIS, {name: getattr(found, name) for name in names if getattr(found, name) is not None})
+    data.run.commit(ANALYSIS, {name: getattr(found, name) for name in names if getattr(found, name) is not None})
     return found
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -62,7 +63,9 @@ class Trainer:
         self.pool = training_pool(config) if pool is None else pool
         # One generator per use: changing how one thing is drawn leaves the others as they were. On a CPU torch looks at the lowest 32 bits of a seed alone.
         uses = {"weights": torch.device("cpu"), **dict.fromkeys(("stream", "starts", "halting", "noise"), self.device)}
-        seeds = {name: config.seed * 1000 + k + (0 if name == "weights" else ranks.rank << 26) for k, name in enumerate(uses)}
+        seeds = {name: config.seed * 1000 + k for k, name in enumerate(uses)}
+        if ranks.rank:
+            seeds |= {name: zlib.crc32(f"{seed} of process {ranks.rank}".encode()) for name, seed in seeds.items() if name != "weights"}
         self.generators = {name: torch.Generator(device=where).manual_seed(seeds[name]) for name, where in uses.items()}
         sites = self.pool.inputs.shape[1]
         self.model = network(config, sites, self.generators["weights"]).to(self.device).train()

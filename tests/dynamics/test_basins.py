@@ -233,6 +233,13 @@ def test_an_attractor_at_the_origin_is_one(dtype, generator):
     assert plane.labels.unique().tolist() == [0]
 
 
+def test_attractors_about_the_origin_are_told_apart_where_they_are_small(generator):
+    scale = 5e-3  # below the distance that makes ends one, if it were not relative
+    pitchfork = LatentMap(lambda z, x: {"z": 1.1 * z["z"] - 0.1 * z["z"] ** 3 / scale**2}, {})
+    z = {"z": scale * torch.linspace(-1.2, 1.2, 41, dtype=torch.float64)[:, None]}
+    assert estimate_basins(pitchfork, z, label=by_end_state(1e-2), tol=1e-8, max_ticks=9999, level=0.95).count.tolist() == [20, 20, 1]
+
+
 def test_a_distance_that_makes_two_ends_one_is_above_zero():
     with pytest.raises(ValueError, match=r"`by_end_state` got tol=-1\.0\..*Use by_end_state\(1e-2\)"):
         by_end_state(-1.0)

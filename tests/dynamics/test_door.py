@@ -86,17 +86,52 @@ RUNS: dict[str, Callable[[LatentMap, State], object]] = {
 }
 
 
+def normalised_over_rows(z: State, x: object) -> State:
+    return {"z": cell(z) + 3 * (z["z"] - z["z"].mean(0)) / z["z"].std(0)}
+
+
 @pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("rule", [noisy, mixing, in_place], ids=lambda rule: rule.__name__)
-def test_a_map_that_breaks_a_law_is_not_run_either(run, rule, generator):
+def test_a_map_that_writes_into_its_argument_or_gives_no_state_like_it_is_not_even_run(run, generator):
     z = {"z": torch.randn(20, 6, dtype=torch.float64, generator=generator)}
     before = z["z"].clone()
-    with pytest.raises(ValueError, match=r"`(trace|settle|attempt|elastic)` got a map that (takes one state to places|writes into leaf 'z')"):
-        RUNS[run](LatentMap(rule, {}), z)
+    for rule, said in ((in_place, "writes into leaf 'z'"), (lambda z, x: {**z, "y": z["z"]}, r"to \['y', 'z'\]"), (lambda z, x: {"z": z["z"].float()}, "states in float64 for a map in float32")):
+        with pytest.raises(ValueError, match=rf"`(trace|settle|attempt|elastic)` got .*{said}"):
+            RUNS[run](LatentMap(rule, {}), z)
     assert z["z"].equal(before)
     RUNS[run](LatentMap(detached, {}), z)  # no derivative is asked for
     drive = {"x": torch.ones(20, 1)}  # of another dtype, which is no fault where nothing but the map is run
     settle(LatentMap(lambda z, x: {"z": cell(z)}, drive, instance=torch.arange(20), start=torch.zeros(20).long()), z, tol=1e-6, max_ticks=99)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_what_judges_rest_refuses_chance_and_mixed_rows_and_what_records_does_not(run, generator):
+    z = {"z": torch.randn(20, 6, dtype=torch.float64, generator=generator)}
+    for rule, said in ((noisy, "run twice\\. .*Turn off noise"), (normalised_over_rows, "run with and without other rows\\. A row depends on itself alone")):
+        if run in ("trace", "attempt", "elastic"):
+            RUNS[run](LatentMap(rule, {}), z)
+        else:
+            with pytest.raises(ValueError, match=rf"`settle` got a map that takes one state to places .* apart, {said}"):
+                RUNS[run](LatentMap(rule, {}), z)
+    half = LatentMap(lambda z, x: {"z": z["z"] + torch.randn_like(z["z"])}, {})
+    with pytest.raises(ValueError, match="run twice"):
+        settle(half, {"z": z["z"].bfloat16()}, tol=1e-2, max_ticks=9)
+
+
+def test_sound_maps_that_amplify_rounding_or_jump_are_run(generator):
+    w = 3 * torch.randn(128, 128, generator=generator) / 128**0.5
+    drive = {"x": torch.randn(32, 128, generator=generator)}
+    chaotic = strobe(LatentMap(lambda z, x: {"z": torch.tanh(z["z"] @ w + x["x"])}, drive, instance=torch.arange(32), start=torch.zeros(32).long()), 100)
+    settle(chaotic, {"z": torch.zeros(32, 128)}, tol=1e-5, max_ticks=2)
+    far = 100 * torch.randn(32, 128, generator=generator)
+    cancelled = LatentMap(lambda z, x: {"z": torch.tanh(0.5 * z["z"] + (x["x"] @ w - x["y"]))}, {"x": far, "y": far @ w}, instance=torch.arange(32), start=torch.zeros(32).long())
+    settle(cancelled, {"z": torch.zeros(32, 128)}, tol=1e-5, max_ticks=2)
+    for seed in range(40):
+        patterns = torch.randn(10, 100, generator=torch.Generator().manual_seed(seed)).sign()
+        hopfield = LatentMap(lambda z, x: {"z": (z["z"] @ (patterns.T @ patterns)).sign()}, {})  # noqa: B023
+        settle(hopfield, {"z": torch.randn(20, 100, generator=generator).sign()}, tol=1e-5, max_ticks=2)
+    closed_over = torch.randn(20, 6, dtype=torch.float64, generator=generator)
+    z = {"z": torch.randn(20, 6, dtype=torch.float64, generator=generator)}
+    assert len(trace(LatentMap(lambda z, x: {"z": torch.tanh(z["z"] + closed_over)}, {}), z, ticks=3, keep=only_last()).start) == 20
 
 
 def test_what_is_no_state_is_refused_by_everything_that_takes_one(generator):
