@@ -50,8 +50,10 @@ def check_some(f: LatentMap, z: State, caller: str, *, laws: bool) -> None:
         out = _fitting(few, some, caller)
         if laws:
             _check_agreement(few, some, out, caller)
-    except RuntimeError:  # a closure over all rows, or an error of its author, which the run itself will meet
-        return
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # of the map's author, or of memory
+            raise
+        return  # torch's own: a closure over all rows fits no others. If it is another, the run meets it, too
 
 
 @torch.no_grad()
