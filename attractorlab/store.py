@@ -84,14 +84,13 @@ class Run:
         _check_units((*self.manifest.units, *self.manifest.optional))
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], *, config: Mapping[str, Any], units: Sequence[str], created: str | None = None, optional: Sequence[str] = ()) -> "Run":
+    def create(cls, path: str | os.PathLike[str], *, config: Mapping[str, Any], units: Sequence[str], optional: Sequence[str] = ()) -> "Run":
         """A new run, or the one that is there if it asked for the same. Units that are `optional` may be added to it later.
 
         Args:
             path: Its folder.
             config: What was asked, as JSON can hold it. A run is continued by the same alone.
             units: The names of what it will hold, each written once.
-            created: When it was made; now if left out.
             optional: Names of what may be added.
 
         Raises:
@@ -114,10 +113,10 @@ class Run:
             return run
         (place / "segments").mkdir(parents=True, exist_ok=True)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        manifest = Manifest(config=config, units=tuple(units), created=created or now, optional=tuple(optional))
+        manifest = Manifest(config=config, units=tuple(units), created=now, optional=tuple(optional))
         temporary = place / f".manifest-{uuid.uuid4().hex}"
         try:
-            _put(temporary, json.dumps(asdict(manifest), indent=1).encode())
+            put(temporary, json.dumps(asdict(manifest), indent=1).encode())
             os.replace(temporary, place / "manifest.json")
         finally:
             temporary.unlink(missing_ok=True)
@@ -174,7 +173,7 @@ class Run:
             files: dict[str, Any] = {}
             tree.to_zarr(MemoryStore(files), zarr_format=3, consolidated=False, encoding=None)
             for name, content in files.items():
-                _put(temporary / name, content.to_bytes())
+                put(temporary / name, content.to_bytes())
             try:
                 os.rename(temporary, self._segment(unit))
             except OSError:
@@ -391,7 +390,8 @@ def _tensor(stored: "xarray.DataArray") -> Tensor:
     return values.bfloat16() if stored.attrs.get("dtype") == "torch.bfloat16" else values
 
 
-def _put(file: Path, content: bytes) -> None:
+def put(file: Path, content: bytes) -> None:
+    """Write a file, and its folder if there is none; it is on the disk afterwards."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "wb") as handle:
         handle.write(content)

@@ -228,7 +228,7 @@ def test_every_method_ends_on_the_same_points(run, polished, method):
 
 def test_a_row_that_is_not_finite_ends_with_its_word_and_leaves_the_others_as_they_are(run, tmp_path):
     whole = al.Run(run)
-    broken = al.Run.create(tmp_path / "run", config=whole.manifest.config, units=whole.manifest.units, created="now")
+    broken = al.Run.create(tmp_path / "run", config=whole.manifest.config, units=whole.manifest.units)
     traj = whole.trajectory_of("main")
     states = {name: leaf.clone() for name, leaf in traj.states.items()}
     states["z_L"][-1, 4, 0, 0] = torch.nan

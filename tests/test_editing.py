@@ -302,7 +302,7 @@ def test_a_map_without_updates_or_model_is_edited_between_and_after_ticks() -> N
 
 def test_an_edited_run_is_stored_and_joined_with_its_mode(generator, tmp_path) -> None:
     model, f, z = made(4, generator)
-    store = al.Run.create(tmp_path / "run", config={}, units=["a-0", "a-1"], created="today")
+    store = al.Run.create(tmp_path / "run", config={}, units=["a-0", "a-1"])
     whole = run(f, z, al.ablate("low", ticks=2), continuation=al.clamped, tap=Tap(model, "low", "z_H"))
     for k, rows in enumerate(torch.arange(4).split(2)):
         part = run(f.take(rows), trees.take(z, rows), al.ablate("low", ticks=2), continuation=al.clamped, tap=Tap(model, "low", "z_H"))

@@ -37,7 +37,7 @@ def same(a, b):
 
 
 def fresh(path, units=("a", "b"), **config):
-    return Run.create(path, config=config or {"seed": 1}, units=units, created="today")
+    return Run.create(path, config=config or {"seed": 1}, units=units)
 
 
 def test_a_run_knows_what_is_done_and_what_is_missing(tmp_path):

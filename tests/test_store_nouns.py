@@ -44,7 +44,7 @@ def test_every_noun_has_an_example():
 
 
 def test_every_noun_is_read_as_it_was_written(tmp_path):
-    run = Run.create(tmp_path / "run", config={}, units=["all"], created="today")
+    run = Run.create(tmp_path / "run", config={}, units=["all"])
     nouns = {f"noun {k}": noun for k, noun in enumerate(EXAMPLES.values())}
     run.write("all", nouns)
     again = Run(tmp_path / "run").read("all")
@@ -72,7 +72,7 @@ def test_other_tools_see_the_words_of_the_nouns():
 def test_other_tools_open_a_segment(tmp_path):
     import xarray
 
-    run = Run.create(tmp_path / "run", config={}, units=["a"], created="today")
+    run = Run.create(tmp_path / "run", config={}, units=["a"])
     run.write("a", {"trajectory": trajectory()})
     with xarray.open_datatree(tmp_path / "run" / "segments" / "a.zarr", engine="zarr", consolidated=False) as tree:
         assert tree["trajectory"]["residual"].sizes == {"time": 4, "row": 3}

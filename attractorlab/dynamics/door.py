@@ -17,7 +17,7 @@ DISTANCES = {torch.float64: (1e-4, 1e-5, 1e-6), torch.float32: (3e-2, 1e-2, 1e-3
 FEW = 8  # rows that a map is tried on before it is only run
 RANDOM = "The same state gives the same tick. Turn off noise and dropout (`model.eval()`), and add noise between ticks with `trace(..., kick=...)`."
 MIXED = "A row depends on itself alone. Pass whatever is held per row through the drive, and put batch norms into evaluation mode."
-GROSS = 0.1  # share of every difference quotient that the derivative may miss: kinks and jumps lie within some of them
+GROSS = 0.1  # share of every difference quotient that the derivative may miss: kinks and jumps lie within some of them; and of the norm that a row may move without the others
 
 
 def check_at(f: LatentMap, z: State, caller: str, *, derivative: bool = True) -> None:
@@ -151,11 +151,11 @@ def _check_values(f: LatentMap, z: State, beside: State, caller: str) -> None:
         (second, "alone, twice", RANDOM),
         (beside, "alone and beside other rows", MIXED),
     ):
-        off = float(relative(trees.norm(trees.sub(first, other)), first))
+        off = float(_apart(first, other))
         if off > limit and other is beside:
             # Many chaotic ticks in one amplify rounding: how much of it, a state that is one rounding away shows.
             nudged = f({name: leaf * (1 + torch.finfo(leaf.dtype).eps) for name, leaf in z.items()})
-            limit = max(limit, ROUNDINGS * float(relative(trees.norm(trees.sub(first, nudged)), first)))
+            limit = max(limit, ROUNDINGS * float(_apart(first, nudged)))
         if off > limit:
             raise ValueError(f"`{caller}` got a map that takes one state to places {off:.0e} of their norm apart, run {word}. {remedy}")
 

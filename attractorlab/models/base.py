@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from attractorlab import trees
 from attractorlab.maps import LatentMap, Update
 from attractorlab.types import Drive, Instance, Origin, State
 
@@ -35,10 +34,6 @@ class AbstractReasoner(nn.Module, ABC):
     @abstractmethod
     def start(self, drive: Drive, *, generator: torch.Generator) -> State:
         """A start for every row of `drive`, in the model's dtype."""
-
-    def random_start(self, drive: Drive, *, scale: float, generator: torch.Generator) -> State:
-        """Normal numbers of standard deviation `scale` for every row of `drive`, whatever the model's own starts are."""
-        return trees.scale(trees.normal_like(self.start(drive, generator=generator), generator=generator), scale)
 
     @abstractmethod
     def tick(self, z: State, drive: Drive) -> State:

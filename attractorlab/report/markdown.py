@@ -8,6 +8,7 @@ from typing import Any
 
 from attractorlab.report.analysis import Analysis, Recorded
 from attractorlab.report.sections import facts
+from attractorlab.store import put
 from attractorlab.types import Finding
 
 SCHEMA = 1
@@ -110,10 +111,7 @@ def write_whole(texts: dict[Path, str]) -> None:
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in texts}
     try:
         for path, text in texts.items():
-            with open(temporary[path], "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            put(temporary[path], text.encode())
         for path, written in temporary.items():
             os.replace(written, path)
     finally:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from attractorlab.models import recursion
 from attractorlab.models.eqr import EqRConfig
 from attractorlab.models.feedforward import FeedForwardConfig
 from attractorlab.tasks import task_of
 
 SEEDS = 2**40  # the largest seed: a thousand times as much is one of torch
-MOST = {"segments": 10**9, "batch": 2**20, "halt_max": 2**16, "puzzles": 10**8, "width": 2**16, "blocks": 1000, "H_cycles": 10_000, "L_cycles": 10_000}
+MOST = {"segments": 10**9, "batch": 2**20, "halt_max": 2**16, "puzzles": 10**8, **{name: recursion.MOST[name] for name in ("width", "blocks", "H_cycles", "L_cycles")}}
 
 
 @dataclass(frozen=True)

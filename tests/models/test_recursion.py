@@ -225,16 +225,6 @@ class StandIn(AbstractReasoner):
         return self.spoil(self.model, z, drive)
 
 
-def test_a_reasoner_of_your_own_has_random_starts_too(generator):
-    model = StandIn(made("trm", generator), lambda model, z, drive: model.tick(z, drive))
-    f = model.bind(instances())
-    z = model.random_start(f.drive, scale=3.0, generator=generator)
-    own = model.start(f.drive, generator=generator)
-    assert {name: leaf.shape for name, leaf in z.items()} == {name: leaf.shape for name, leaf in own.items()}
-    whole = torch.cat([leaf.flatten() for leaf in z.values()])
-    assert abs(float(whole.std()) - 3) < 5 * 3 / (2 * len(whole)) ** 0.5 and abs(float(whole.mean())) < 5 * 3 / len(whole) ** 0.5
-
-
 def ambient_noise(model, z, drive):
     return {name: leaf + 0.01 * torch.randn_like(leaf) for name, leaf in model.tick(z, drive).items()}
 

@@ -184,7 +184,7 @@ def test_a_models_name_is_shown_as_it_is_and_never_as_markup(made):
 
 def test_a_run_that_is_not_complete_is_refused(made, tmp_path):
     run = al.Run(made / "run")
-    half = al.Run.create(tmp_path / "half", config=run.manifest.config, units=run.manifest.units, created="2026")
+    half = al.Run.create(tmp_path / "half", config=run.manifest.config, units=run.manifest.units)
     half.write("puzzles", run.read("puzzles"))
     with pytest.raises(ValueError, match=r"lacks 3 of 4 units.*complete run.*goes on where it stopped"):
         al.report(half, tmp_path)
