@@ -78,16 +78,24 @@ def _refuse_other_uses(out: Path, resume: bool) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder while it is trained in. The lock goes with the process, however that ends."""
+    """Hold a folder while it is trained in. The lock goes with the process, however that ends; a folder that is new and still empty after an error goes, too."""
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    lock = folder / ".lock"
+    with open(lock, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"`train` found another process that trains in {folder}. A folder holds one training. Wait for it, or choose another --out.") from None
         except OSError:
             pass  # a file system without locks
-        yield
+        try:
+            yield
+        except BaseException:
+            if new and list(folder.iterdir()) == [lock]:
+                lock.unlink()
+                folder.rmdir()
+            raise
 
 
 def _first_command(folder: Path) -> str:

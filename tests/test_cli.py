@@ -247,6 +247,14 @@ def test_a_folder_is_trained_in_by_one_process_and_a_setting_is_given_once(capsy
     assert main(tiny) == 0
 
 
+def test_a_training_that_cannot_begin_leaves_no_folder_of_its_own_and_none_of_others_is_removed(capsys, tmp_path):
+    made, theirs = tmp_path / "made", tmp_path / "theirs"
+    theirs.mkdir()
+    for folder in (made, theirs):
+        fails(capsys, 2, "got begin='eqr-sudoku-6', whose weights are not those", argv=["train", "eqr-sudoku-4", "--set", "begin=eqr-sudoku-6", "--set", "puzzles=50", "--out", str(folder)])
+    assert not made.exists() and [one.name for one in theirs.iterdir()] == [".lock"]
+
+
 def test_what_is_written_onto_a_full_disk_leaves_what_was_there(capsys, tmp_path, monkeypatch):
     (tmp_path / "log.jsonl").write_text('{"segment": 20, "loss": 1}\n')
     page = tmp_path / "page.html"

@@ -10,6 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from attractorlab import trees
+from attractorlab.dynamics.door import check_strategy
 from attractorlab.dynamics.settling import settle
 from attractorlab.maps import LatentMap
 from attractorlab.statistics import effective_n, wilson
@@ -80,6 +81,7 @@ def estimate_basins(f: LatentMap, z: State, *, label: Label, tol: float, max_tic
         >>> estimate_basins(cubic, starts, label=by_end_state(1e-2), tol=1e-4, max_ticks=99, level=0.95).share.tolist()
         [0.5, 0.5]
     """
+    check_strategy(label, "label", "estimate_basins", example="by_end_state(1e-2)")
     rest = settle(f, z, tol=tol, max_ticks=max_ticks)
     settled = rest.result == Result.CONVERGED.code
     instance, start = f.coordinates(z)
@@ -292,6 +294,7 @@ def basin_slice(
     along = [{name: leaf[k : k + 1].expand(pixels, *leaf.shape[1:]) for name, leaf in axes.items()} for k in (0, 1)]
     z = trees.add(base, trees.add(trees.scale(along[0], j.flatten()), trees.scale(along[1], i.flatten())))
     grid = f.take([0] * pixels)
+    check_strategy(label, "label", "basin_slice", example="by_end_state(1e-2)")
     rest = settle(grid, z, tol=tol, max_ticks=max_ticks)
     settled = rest.result == Result.CONVERGED.code
     labels = tally(

@@ -34,6 +34,16 @@ def check_at(f: LatentMap, z: State, caller: str, *, derivative: bool = True) ->
     _check_map(f, z, caller, derivative=derivative)
 
 
+def check_strategy(given: object, name: str, caller: str, *, example: str) -> None:
+    """Refuse a way of doing something that is no function, such as its name in quotes.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not callable(given):
+        raise ValueError(f"`{caller}` got {name}={given!r}. A way of doing it is a function, passed without quotes. Use {name}={example}.")
+
+
 def check_some(f: LatentMap, z: State, caller: str, *, laws: bool) -> None:
     """Refuse a map that, on a few rows spread over all, writes into its argument or gives no state like it; and with `laws`, one that is random or mixes its rows.
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.door import check_at
+from attractorlab.dynamics.door import check_at, check_strategy
 from attractorlab.dynamics.krylov import dtype_of
 from attractorlab.dynamics.newton import by_newton_krylov
 from attractorlab.dynamics.orbits import check_tol
@@ -51,6 +51,7 @@ def find_fixed_points(f: LatentMap, z: State, *, method: Solver = by_newton_kryl
     check_tol(tol, dtype_of(z), "find_fixed_points")
     if max_steps < 0:
         raise ValueError(f"`find_fixed_points` got max_steps={max_steps}. A search takes 0 or more steps. Use max_steps=50.")
+    check_strategy(method, "method", "find_fixed_points", example="by_newton_krylov")
     instance, start = f.coordinates(z)
     check_at(f, z, "find_fixed_points", derivative=method not in (by_iteration, by_anderson, by_broyden))
     found = method(f, z, tol=tol, max_steps=max_steps)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.door import check_some
+from attractorlab.dynamics.door import check_some, check_strategy
 from attractorlab.dynamics.inside import Edits, Inside, Taps, check_updates
 from attractorlab.dynamics.orbits import DIVERGED, check_tol, chunks
 from attractorlab.editing import Continuation, Edit
@@ -203,6 +203,7 @@ def _check_options(z: State, rest: float | None, kick: Kick | None, edits: Seque
 
 def _kept(keep: Keep, ticks: int) -> Int[Tensor, " kept"]:
     """The ticks that `keep` chooses, if they are in order and end with the last."""
+    check_strategy(keep, "keep", "trace", example="every(1)")
     kept = keep(ticks)
     if len(kept) == 0 or int(kept[0]) < 0 or int(kept[-1]) != ticks or not bool((kept.diff() > 0).all()):
         raise ValueError(
@@ -334,9 +335,10 @@ def _read(out: Mapping[str, Tensor], before: Tensor | None) -> dict[str, Tensor]
     read = {name: _wide(value).clone() for name, value in out.items() if name != "logits"}
     if "logits" in out:
         logits = out["logits"]
-        top = logits.topk(2, dim=-1)
+        top = logits.topk(min(2, logits.shape[-1]), dim=-1)
         read["answer"] = top.indices[..., 0].to(torch.int16 if logits.shape[-1] < 2**15 else torch.int32)
-        read["margin"] = (top.values[..., 0] - top.values[..., 1]).reshape(len(logits), -1).amin(1)
+        gap = top.values[..., 0] - top.values[..., 1] if logits.shape[-1] > 1 else torch.full_like(logits[..., 0], torch.inf)  # one class is the answer whatever comes
+        read["margin"] = gap.reshape(len(logits), -1).amin(1)
         change = torch.full_like(logits, torch.nan) if before is None else logits - before
         read["logit_change"] = torch.linalg.vector_norm(change, dim=-1).reshape(len(logits), -1).mean(1)
     return read

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attractorlab.dynamics.attempts import Halting, Verify, attempt, fingerprint, slots_for
 from attractorlab.dynamics.convergence import solved_at
+from attractorlab.dynamics.door import check_strategy
 from attractorlab.dynamics.selectors import Candidates, Select
 from attractorlab.dynamics.slots import WINDOW
 from attractorlab.maps import LatentMap, repeat_rows, strobe
@@ -151,7 +152,7 @@ def _grid(
         raise ValueError(f"`{caller}` got {len(cluster)} clusters for {n} instances. Each instance belongs to one. Pass one number for each instance, in order.")
     solved, residual, last = (runs.by_instance(name) for name in ("solved", "residual", "last_tick"))
     more = {name: runs.by_instance(name) for name in ("answer", "halt", "logit_change", "valid", "halt_tick") if vars(runs)[name] is not None}
-    names = ("mean", *[_name(one) for one in select], "any")
+    names = ("mean", *[_name(one, caller) for one in select], "any")
     cells: list[Tensor] = []
     spreads: list[Tensor] = []
     chosen, calls = torch.zeros(len(depth), len(breadth), len(names), dtype=torch.float64), torch.zeros(len(depth), len(breadth), dtype=torch.float64)
@@ -258,5 +259,6 @@ def _attempts_of(traj: Trajectory, targets: Tensor, read: list[int]) -> Attempts
     )
 
 
-def _name(select: Select) -> str:
-    return select.__name__.removeprefix("by_")
+def _name(select: Select, caller: str) -> str:
+    check_strategy(select, "select", caller, example="(by_residual, by_vote)")
+    return getattr(select, "__name__", str(select)).removeprefix("by_")

@@ -6,7 +6,7 @@ from scipy.linalg import eig
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.door import check_at
+from attractorlab.dynamics.door import check_at, check_strategy
 from attractorlab.dynamics.krylov import DENSE_LIMIT, Jacobian, Product, blocks_of_rows, dtype_of
 from attractorlab.dynamics.krylov_schur import SPARE, by_krylov_schur
 from attractorlab.dynamics.modes import HARMLESS, Method, Modes, Order, Side, assemble, by_modulus, gather, leading, operators
@@ -83,8 +83,11 @@ def leading_modes(f: LatentMap, z: State, *, k: int, order: Order = by_modulus, 
         )
     if not 1 <= k <= dim:
         raise ValueError(f"`spectrum` got k={k} for states of {dim} numbers. A state of n numbers has n eigenvalues. Use k from 1 to {dim}.")
+    check_strategy(order, "order", "spectrum", example="by_modulus")
+    way = (by_dense if dim <= DENSE_LIMIT else by_krylov_schur) if method is None else method
+    check_strategy(way, "method", "spectrum", example="by_krylov_schur")
     check_at(f, z, "spectrum")
-    return (method or (by_dense if dim <= DENSE_LIMIT else by_krylov_schur))(f, z, k=k, order=order)
+    return way(f, z, k=k, order=order)
 
 
 def dense_jacobian(f: LatentMap, z: State) -> Float[Tensor, "point dim dim"]:

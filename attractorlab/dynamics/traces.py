@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attractorlab import trees
-from attractorlab.dynamics.door import check_at
+from attractorlab.dynamics.door import check_at, check_strategy
 from attractorlab.dynamics.krylov import Jacobian, Product, blocks_of_rows, device_of, dtype_of
 from attractorlab.maps import LatentMap
 from attractorlab.types import State, TraceEstimate
@@ -56,8 +56,9 @@ def traces(f: LatentMap, z: State, *, powers: int, probes: int, generator: torch
         raise ValueError(
             f"`traces` got powers={powers}, probes={probes}. A power is 1 or more, and an error needs the spread of 2 probes or more. Use powers=1, probes=16."
         )
+    method, dim = by_xtrace if method is None else method, trees.size(z)
+    check_strategy(method, "method", "traces", example="by_xtrace")
     check_points(f, z, caller="traces")
-    method, dim = method or by_xtrace, trees.size(z)
     exact = dim <= max(probes, FEW)
     # Drawn once: no row's answer depends on the rows beside it.
     draws = torch.empty(0, dim) if exact else torch.randn(probes, dim, generator=generator, dtype=torch.float64, device=generator.device)

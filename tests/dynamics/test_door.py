@@ -15,9 +15,12 @@ from attractorlab.dynamics.door import check_at
 from attractorlab.dynamics.fixed_points import by_iteration, find_fixed_points
 from attractorlab.dynamics.lyapunov import lyapunov_exponents
 from attractorlab.dynamics.non_normality import non_normality
+from attractorlab.dynamics.periodic import find_periodic_orbits
 from attractorlab.dynamics.recorder import only_last, trace
+from attractorlab.dynamics.scaling import scaling_of
 from attractorlab.dynamics.settling import settle
 from attractorlab.dynamics.spectrum import spectrum
+from attractorlab.dynamics.traces import traces
 from attractorlab.maps import LatentMap, strobe
 from attractorlab.models import load
 from attractorlab.tasks import load as puzzles
@@ -263,3 +266,24 @@ def test_many_chaotic_ticks_in_one_amplify_rounding_and_are_no_mixing_of_rows(ge
     check_at(strobe(f, 100), z, "test")
     with pytest.raises(ValueError, match="A row depends on itself alone"):
         check_at(strobe(LatentMap(lambda z, x: {"z": torch.tanh(z["z"] @ w) - 0.1 * z["z"].mean(0)}, {}), 4), z, "test")
+
+
+STRATEGIES: dict[str, tuple[Callable[[LatentMap, State], object], str]] = {
+    "find_fixed_points": (lambda f, z: find_fixed_points(f, z, method="newton", tol=1e-6, max_steps=3), "got method='newton'"),
+    "find_fixed_points of a period": (lambda f, z: find_periodic_orbits(f, z, method=1, period=2, tol=1e-6, max_steps=3), "got method=1"),
+    "spectrum": (lambda f, z: spectrum(f, z, k=1, order="modulus"), "got order='modulus'"),
+    "spectrum by": (lambda f, z: spectrum(f, z, k=1, method=""), "got method=''"),
+    "traces": (lambda f, z: traces(f, z, powers=1, probes=4, generator=torch.Generator(), method="xtrace"), "got method='xtrace'"),
+    "trace": (lambda f, z: trace(f, z, ticks=3, keep=1), "got keep=1"),
+    "estimate_basins": (lambda f, z: estimate_basins(f, z, label=1e-2, tol=1e-4, max_ticks=9, level=0.95), "got label=0.01"),
+    "basin_slice": (lambda f, z: basin_slice(f, center=z, axes={"z": z["z"].expand(2, -1)}, extent=1.0, resolution=2, label="answer", tol=1e-4, max_ticks=9), "got label='answer'"),
+    "scaling_of": (lambda f, z: scaling_of(trace(f, z, ticks=1, keep=only_last()), torch.zeros(1, 6), depth=[1], breadth=[1], select=["vote"], level=0.95), "got select='vote'"),
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_way_of_doing_it_is_a_function(unchecked, name):
+    run, words = STRATEGIES[name]
+    f = LatentMap(lambda z, x: {"z": cell(z)}, {}, readout=lambda z: {"answer": z["z"].round().long(), "logits": torch.stack([-z["z"], z["z"]], -1)})
+    with pytest.raises(ValueError, match=rf"`{name.split()[0]}` {words}\. A way of doing it is a function, passed without quotes\. Use \w+="):
+        run(f, {"z": torch.ones(1, 6, dtype=torch.float64)})

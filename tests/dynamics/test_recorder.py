@@ -285,3 +285,10 @@ def test_no_rows_and_whole_numbers_are_refused():
     for z, said in ((torch.zeros(0, 2), "0 rows of float32"), (torch.zeros(2, 2).long(), "2 rows of int64")):
         with pytest.raises(ValueError, match=rf"`trace` got {said}.*one row or more, of floating-point numbers"):
             trace(half, {"z": z}, ticks=2, keep=only_last())
+
+
+def test_of_one_class_the_answer_is_that_class_by_any_margin():
+    f = LatentMap(lambda z, x: {"z": 0.5 * z["z"]}, {}, readout=lambda z: {"logits": z["z"][:, :, None]})
+    traj = trace(f, {"z": torch.ones(2, 3, dtype=torch.float64)}, ticks=2, keep=every(1))
+    assert bool((traj.readouts["answer"] == 0).all()) and bool(traj.readouts["margin"].isposinf().all())
+    torch.testing.assert_close(traj.readouts["logit_change"][1:, 0], torch.tensor([0.5, 0.25], dtype=torch.float64))
