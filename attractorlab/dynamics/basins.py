@@ -287,6 +287,7 @@ def basin_slice(
         raise ValueError(f"`basin_slice` got a map of {len(f.instance)} rows. A plane belongs to one instance. Use `f.take([0])`.")
     if resolution < 2:
         raise ValueError(f"`basin_slice` got resolution={resolution}. A side runs from pixel to pixel. Use resolution=2 or more.")
+    check_strategy(label, "label", "basin_slice", example="by_end_state(1e-2)")
     span = torch.linspace(-extent, extent, resolution, dtype=torch.float64)
     i, j = torch.meshgrid(span, span, indexing="ij")
     pixels = resolution * resolution
@@ -294,7 +295,6 @@ def basin_slice(
     along = [{name: leaf[k : k + 1].expand(pixels, *leaf.shape[1:]) for name, leaf in axes.items()} for k in (0, 1)]
     z = trees.add(base, trees.add(trees.scale(along[0], j.flatten()), trees.scale(along[1], i.flatten())))
     grid = f.take([0] * pixels)
-    check_strategy(label, "label", "basin_slice", example="by_end_state(1e-2)")
     rest = settle(grid, z, tol=tol, max_ticks=max_ticks)
     settled = rest.result == Result.CONVERGED.code
     labels = tally(
