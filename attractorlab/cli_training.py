@@ -29,8 +29,10 @@ def train(
     from attractorlab.training.config import read_config
     from attractorlab.training.loop import Trainer
     from attractorlab.training.loop import train as run_training
+    from attractorlab.training.preparing import keep_freed_memory
 
     use(threads)
+    keep_freed_memory()
     must_be_folder(out)
     must_be_usable("train", device)
     pairs = [text.partition("=") for text in overrides or []]

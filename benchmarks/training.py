@@ -1,7 +1,8 @@
 """Time a training segment, and say what share of it is its matrix products: the share of the speed that they alone would allow. Prints JSON.
 
 Times are CPU seconds of one thread, in segments of 128 slots of `trm-sudoku-9`; the share is from torch's profiler, of its computing time. The slots are learned from in groups; the last ratio
-says what that saves against learning from all at once. Without a C++ compiler only the eager engine is timed.
+says what that saves against learning from all at once. First of all the same segment is timed with freed memory given back to the system and kept, as `attractorlab train` does. Without a C++
+compiler only the eager engine is timed.
 """
 
 import json
@@ -16,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from attractorlab.training import loop
 from attractorlab.training.config import PRESETS
+from attractorlab.training.preparing import keep_freed_memory
 
 SEGMENTS, ROUNDS = 6, 5
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise")
@@ -27,6 +29,8 @@ def main() -> None:
     torch._logging.set_logs(dynamo=40)  # compiling for two sizes of groups is meant
     engines = ("eager", "compiled") if shutil.which(os.environ.get("CXX", "g++")) else ("eager",)
     trainers = {(engine, cached): trainer(engine, cached) for engine in engines for cached in (loop.CACHED, PRESETS["trm-sudoku-9"].batch)}
+    given_back = [seconds(trainers[engines[-1], loop.CACHED]) for _ in range(ROUNDS)]
+    keeps = keep_freed_memory()
     rounds = [{name: seconds(one) for name, one in trainers.items()} for _ in range(ROUNDS)]
     found = {}
     for engine in engines:
@@ -38,6 +42,8 @@ def main() -> None:
         }
     if len(engines) == 2:
         found["eager / compiled"] = round(statistics.median(one["eager", loop.CACHED] / one["compiled", loop.CACHED] for one in rounds), 3)
+    if keeps:
+        found["freed memory given back / kept"] = round(statistics.median(given_back) / statistics.median(one[engines[-1], loop.CACHED] for one in rounds), 3)
     print(json.dumps({**found, "slots in a group": loop.CACHED, "rounds": ROUNDS, "threads": torch.get_num_threads()}, indent=1))
 
 
