@@ -215,7 +215,8 @@ def main(argv: list[str] | None = None) -> int:
     except typer.Exit as ended:
         return int(ended.exit_code) if ended.exit_code != BY_SIGNAL else _fail(INTERRUPTED, PARTIAL)
     except typer.TyperException as error:
-        return _fail(f"{error.format_message().rstrip('. ')}. See attractorlab --help.", USAGE)
+        said = error.format_message().rstrip(". ") or "No command was given"
+        return _fail(f"{said}. See attractorlab --help.", USAGE)
     except (SpaceError, Unfinished) as error:
         return _fail(str(error), PARTIAL)
     except OSError as error:

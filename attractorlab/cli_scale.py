@@ -114,7 +114,8 @@ def scale(
         print_json(facts)
     else:
         typer.echo("\n".join(scale_lines(facts)))
-        typer.echo(f"\nKept in {out}: scale.json, scale.md, and for a reasoner index.html and run/.")
+        more = ", index.html and run/" if (out / "run").exists() else ""
+        typer.echo(f"\nKept in {out}: scale.json, scale.md{more}.")
 
 
 def _measured(
@@ -364,6 +365,6 @@ def _with_time_left(bar: Callable[[float | int, str], None]) -> Callable[[int, i
 
     def show(done: int, left: int, of: int) -> None:
         more = f", {left * (monotonic() - began) / done / 60:.1f} min left" if done and left else ""
-        bar((of - left) / max(1, of), f"{left} of {of} units to do{more}")
+        bar((of - left) / max(1, of), f"{left} of {of} units to do{more}" if left else "done")
 
     return show

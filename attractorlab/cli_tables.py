@@ -31,7 +31,7 @@ def fixed_point_lines(facts: Facts) -> Iterator[str]:
     if facts["far"]:
         yield from _said(f"far: {facts['far']} of the converged moved by more than a hundredth of the norm: where the run ended there was no fixed point.")
     if facts["unseen"] is not None:
-        yield from _said(f"unseen: about {100 * facts['unseen']:.2g} % of further starts that converge would do so on fixed points not met here (Good and Turing, mean over the puzzles).")
+        yield from _said(f"unseen: about {100 * facts['unseen']:.3g} % of further starts that converge would do so on fixed points not met here (Good and Turing, mean over the puzzles).")
     yield from _said(
         "distinct are the fixed points that differ, solved those of them that are solutions; residual, error (of one Newton step) and moved are the largest among the "
         "converged, relative to the state's norm."
@@ -149,8 +149,8 @@ def scale_lines(facts: Facts) -> Iterator[str]:
             match = gain["matched"][i]
             yield from _said(
                 f"depth {d}: {100 * gain['accuracy'][i]:.1f} % with halting after {gain['calls'][i]:.3g} ticks on average, {100 * gain['full'][i]:.1f} % without after {d} "
-                f"({gain['saving'][i]:.3g} times); without halting as good "
-                + (f"at tick {match}, {gain['ratio'][i]:.3g} times its ticks." if match > 0 else f"at none of the ticks read, up to {facts['ticks']}.")
+                f"({gain['saving'][i]:.3g} x); without halting as good "
+                + (f"at tick {match}, {gain['ratio'][i]:.3g} x its ticks." if match > 0 else f"at none of the ticks read, up to {facts['ticks']}.")
             )
     yield from ("", f"results: {facts['results']}")
     if facts["throughput"]:

@@ -121,6 +121,7 @@ def curves(
     """Draw loss, accuracy and throughput of trainings, finished or not, side by side."""
     from attractorlab import plots
     from attractorlab.report.markdown import write_whole
+    from attractorlab.report.page import Figure, Section, build_page
 
     if out.suffix != ".html" or out.is_dir():
         raise ValueError(f"`curves` got --out {out}. It writes one page. Use a name that ends in .html.")
@@ -134,7 +135,8 @@ def curves(
     logs = {name: _log(folder) for name, folder in zip(names, folders, strict=True)}
     figure = plots.training(logs)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole({out: figure.to_html(include_plotlyjs=True)})
+    caption = "Loss is on a logarithmic scale; validation is the averaged model without noise, on puzzles that nothing is trained on."
+    write_whole({out: build_page("Training", [Section("curves", "Curves", "", (Figure(figure, caption),))], facts=dict(zip(names, map(str, folders), strict=True)))})
     tell({"page": str(out), **{name: lines[-1] if lines else {} for name, lines in logs.items()}}, as_json)
 
 

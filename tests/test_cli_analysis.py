@@ -273,7 +273,8 @@ def test_an_exponent_has_a_sign_only_with_three_errors_between_it_and_zero():
 
 def test_series_that_cannot_be_read_are_one_message_and_code_4(run, capsys, tmp_path):
     whole = json.loads((run / "manifest.json").read_text())
-    for series, words in (({}, "holds no recording"), ({"main": 3}, "what cannot be read"), ({"main": {"pace": 1}}, "what cannot be read")):
+    one = dict.fromkeys(("model", "weights", "starts", "scale", "every"), "1")  # as a run of `scale` says it
+    for series, words in (({}, "holds no recording"), (one, "holds no recording"), ({"main": 3}, "what cannot be read"), ({"main": {"pace": 1}}, "what cannot be read")):
         (tmp_path / "manifest.json").write_text(json.dumps(whole | {"config": whole["config"] | {"series": series}}))
         fails(capsys, 4, words, argv=["fixed-points", tmp_path])
 

@@ -355,6 +355,15 @@ def test_scaling_shows_the_grid_of_each_selector_and_refuses_to_compare_clocks()
         plots.frontier(grid, grid_of(clock="segment"))
 
 
+def test_a_frontier_takes_the_best_of_cells_that_cost_the_same_and_is_marked_in_doublings() -> None:
+    grid = grid_of()
+    fig = plots.frontier(dataclasses.replace(grid, accuracy=grid.accuracy + torch.tensor([0.0, 0.02])[:, None]))
+    line = next(trace for trace in fig.data if trace.name == "residual" and trace.mode and "lines" in trace.mode)
+    assert list(line.x) == [1, 4, 16, 64, 256]
+    assert np.asarray(line.y) == pytest.approx(np.append(np.linspace(0.1, 0.9, 4), 0.92), abs=1e-6)
+    assert fig.layout.xaxis.ticktext == ("1", "4", "16", "64", "256") and list(fig.layout.xaxis.tickvals) == [1, 4, 16, 64, 256]
+
+
 def test_recolouring_makes_a_copy() -> None:
     fig = ALL["probe"]()
     before = fig.to_json()

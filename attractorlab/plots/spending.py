@@ -12,6 +12,7 @@ from attractorlab.plots.theme import (
     array,
     counted,
     finish,
+    in_doublings,
     nothing,
     panels,
     plain,
@@ -47,8 +48,8 @@ def frontier(grid: ScalingGrid, elastic: ScalingGrid | None = None) -> go.Figure
     look = styles(grid.selectors)
     for col, (_, one) in enumerate(shown, start=1):
         spent = array(one.map_calls).ravel()
-        order = np.argsort(spent, kind="stable")
         for s, selector in enumerate(one.selectors):
+            order = np.lexsort((-array(one.accuracy[..., s]).ravel(), spent))  # of cells that cost the same the best comes first
             accuracy, low, high = (array(part[..., s]).ravel()[order] for part in (one.accuracy, one.low, one.high))
             best = np.flatnonzero(accuracy > np.concatenate([[-1.0], np.maximum.accumulate(accuracy)[:-1]]))
             style, word = look[selector], plain(selector)
@@ -61,7 +62,7 @@ def frontier(grid: ScalingGrid, elastic: ScalingGrid | None = None) -> go.Figure
                 row=1,
                 col=col,
             )
-    fig.update_xaxes(title=f"ticks an instance (clock: {plain(grid.clock)})", type="log")
+    fig.update_xaxes(title=f"ticks an instance (clock: {plain(grid.clock)})", **in_doublings(np.concatenate([array(one.map_calls).ravel() for _, one in shown])))
     fig.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
     fig.update_yaxes(title="accuracy", row=1, col=1)
     facts = [source(grid.origin.model, grid.origin.dtype), f"n = {counted(grid.instances, 'instance')}, {counted(grid.clusters, 'cluster')}", f"clock: {plain(grid.clock)}", f"bands: {grid.level:.0%} intervals over clusters"]
@@ -84,7 +85,7 @@ def foresight(told: Foresight) -> go.Figure:
             add_line(fig, ticks, array(value[:, s]), style=style, name=word, legend=col == 1, hover=hover, more=np.stack([array(told.unsolved), array(told.later)], -1), row=1, col=col)
         add_level(fig, x=[float(ticks.min()), float(ticks.max())], y=0.5, name="no better than chance" if col == 1 else "", row=1, col=col)
     fig.data[-1].showlegend = False
-    fig.update_xaxes(title=f"tick at which it is read (clock: {plain(told.clock)})", type="log")
+    fig.update_xaxes(title=f"tick at which it is read (clock: {plain(told.clock)})", **in_doublings(ticks))
     fig.update_yaxes(range=[-0.03, 1.03])
     fig.update_yaxes(title="area under the ROC curve", row=1, col=1)
     return finish(fig, title=title, facts=facts, height=470)
@@ -115,6 +116,6 @@ def solve_times(times: SolveTimes) -> go.Figure:
         )
     if float(times.censored.max()) > 0:
         fig.add_annotation(text="what is missing to 100 % was not solved in the end", x=1, y=1.02, xref="paper", yref="paper", xanchor="right", showarrow=False, font=dict(size=11, color=GREY))
-    fig.update_xaxes(title=f"tick (clock: {plain(times.clock)})", type="log")
+    fig.update_xaxes(title=f"tick (clock: {plain(times.clock)})", **in_doublings(ticks))
     fig.update_yaxes(title="share solved for good", tickformat=".0%", range=[-0.03, 1.06])
     return finish(fig, title=title, facts=facts)

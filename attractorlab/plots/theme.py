@@ -121,6 +121,13 @@ def finish(fig: go.Figure, *, title: str, facts: Sequence[str], height: int = 43
     )
 
 
+def in_doublings(values: NDArray[Any]) -> dict[str, object]:
+    """A logarithmic axis for positive numbers, marked at powers of two, at most eight of them."""
+    low, high = int(np.floor(np.log2(values.min()))), int(np.ceil(np.log2(values.max())))
+    marks = range(low, high + 1, -(-(high - low + 1) // 8))
+    return dict(type="log", tickvals=[2.0**k for k in marks], ticktext=[f"{2.0**k:g}" if k < 20 else f"2^{k}" for k in marks])
+
+
 def nothing(title: str, *, reason: str, facts: Sequence[str] = ()) -> go.Figure:
     """A figure that says why there is nothing to show."""
     fig = go.Figure()

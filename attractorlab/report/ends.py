@@ -97,8 +97,8 @@ def series_of(run: Run) -> dict[str, Series]:
         RunError: If the folder holds no recording but an analysis of one, or what it says of its series cannot be read.
     """
     found = run.manifest.config.get("series")
-    if not isinstance(found, dict) or not found:
-        raise RunError(f"{run.path} holds no recording. What is analysed is the run of `attractorlab record` or `report`. Give the folder of that run.")
+    if not isinstance(found, dict) or not found or found.keys() == Series.__dataclass_fields__.keys():  # that of one series, as `scale` writes it
+        raise RunError(f"{run.path} holds no recording. What is analysed is the run of `attractorlab record` or `report`, which keeps states; one of `scale` keeps scores alone. Give the folder of that run.")
     try:
         return {name: Series(**one) for name, one in found.items()}
     except TypeError as error:

@@ -268,7 +268,8 @@ def _table(table: Table, name: str) -> str:
     caption = f"<caption>{label}{_plain(table.caption)}</caption>" if table.caption or name else ""
     empty = "" if table.rows else "<p class='how'>nothing to show: the table has no rows</p>"
     notes = "".join(f'<p class="how">{_plain(note)}</p>' for note in table.notes)
-    return f'<div class="table" tabindex="0" role="group"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{empty}{notes}</div>'
+    wide = " wide" if len(table.header) > 8 else ""
+    return f'<div class="table{wide}" tabindex="0" role="group"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{empty}{notes}</div>'
 
 
 def _figure(block: Figure, number: int) -> str:

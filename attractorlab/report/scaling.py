@@ -20,7 +20,16 @@ from attractorlab.types import Attempts, Foresight, HaltingGain, Origin, Scaling
 
 BINS = 4
 FALLING = (by_residual, by_logit_change)  # fall from tick to tick, and starts that halt are read at ticks that differ: the later one would win
-ACCURACY, SCORES, TIMES = "Accuracy by depth and breadth", "What scores foretell", "Ticks to a lasting solution"
+ACCURACY, HALTED, SAVED, THRESHOLDS = "Accuracy by depth and breadth", "The same with halting", "What halting saves", "Other thresholds"
+SCORES, TIMES = "What scores foretell", "Ticks to a lasting solution"
+CAPTIONS = {
+    ACCURACY: "Instances solved, in per cent, by ticks and starts and by the way to choose among the starts.",
+    HALTED: "Instances solved, in per cent, where each start leaves at its halting.",
+    SAVED: "One start with and without halting, in per cent, and the ticks that it takes.",
+    THRESHOLDS: "The same for each threshold, at the last tick.",
+    SCORES: "Area under the ROC curve of each score, by the tick at which it is read.",
+    TIMES: "The tick by which a share of the starts is solved for good, by difficulty.",
+}
 SELECTORS = {
     "mean": "a start picked blindly",
     "residual": "lowest mean residual of the state over the last three ticks",
@@ -181,7 +190,7 @@ def scaling_page(title: str, about: Mapping[str, Any], found: Scaled) -> str:
     sections = []
     for k, (heading, lead, (head, rows)) in enumerate(_chapters(found)):
         cells: tuple[tuple[Cell, ...], ...] = tuple(tuple(row) for row in rows)
-        table = Table(head, cells)
+        table = Table(head, cells, caption=CAPTIONS[heading])
         figures = drawn.get(heading, [])
         blocks: tuple[Block, ...] = (Text(lead), *[Figure(fig, caption) for fig, caption in figures], table)
         sections.append(Section(f"part-{k + 1}", heading, "", blocks))
@@ -200,10 +209,10 @@ def _chapters(found: Scaled) -> list[tuple[str, str, tuple[tuple[str, ...], list
         )
     ]
     if found.elastic is not None and found.gain is not None:
-        parts.append(("The same with halting", f"Each start leaves at its halting: {found.elastic.policy}. Ticks are what all starts of an instance take, on average. Residuals fall from tick to tick, so those of starts read at different ticks do not compare, and none is selected by them.", accuracy_table(found.elastic)))
+        parts.append((HALTED, f"Each start leaves at its halting: {found.elastic.policy}. Ticks are what all starts of an instance take, on average. Residuals fall from tick to tick, so those of starts read at different ticks do not compare, and none is selected by them.", accuracy_table(found.elastic)))
         parts.append(
             (
-                "What halting saves",
+                SAVED,
                 f"One start, picked blindly, of {found.gain.rows} rows. Matched: the tick at which rows that do not halt are right as often, known to "
                 "the ticks that were read; its ratio to the ticks taken is with the larger of them. A dash: no interval can be told.",
                 gain_table(found.gain),
@@ -213,7 +222,7 @@ def _chapters(found: Scaled) -> list[tuple[str, str, tuple[tuple[str, ...], list
         head, _ = gain_table(found.policies[0])
         parts.append(
             (
-                "Other thresholds",
+                THRESHOLDS,
                 "The same for other thresholds of the halting logit, looked at only at the ticks that were read; a row that was held keeps its halting logit from then on. To choose one by what it does here and to report it on the same puzzles "
                 "flatters it: choose on others.",
                 (("policy", *head), [(one.policy.removesuffix(", looked at when read"), *row) for one in found.policies for row in gain_table(one)[1]]),

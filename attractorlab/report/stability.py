@@ -58,7 +58,7 @@ def fixed_point_facts(ends: Ends, points: FixedPointSet) -> dict[str, Any]:
                 "residual": top(good.residual),
                 "error": top(good.error),
                 "moved": top(good.moved),
-                "unseen": int((found.counts[own] == 1).sum()) / len(good) if len(good) else None,
+                "unseen": int((found.counts[own] == 1).sum()) / len(good) if len(good) > 1 else None,  # of one start nothing can be told
             }
         )
     unseen = [one["unseen"] for one in by_puzzle if one["unseen"] is not None]
