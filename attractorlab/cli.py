@@ -207,9 +207,11 @@ def main(argv: list[str] | None = None) -> int:
 
     Misuse is 2, work that could not be finished 3, data that cannot be used 4; each prints one message and no traceback.
     """
-    command = typer.main.get_command(app)
+    command, words = typer.main.get_command(app), sys.argv[1:] if argv is None else argv
+    if odd := [word for word in words if word.encode(errors="replace") != word.encode(errors="surrogateescape")]:
+        return _fail(f"{odd[0]!r} is no text in UTF-8. The command is kept with its results, as text. Rename the file or folder.", USAGE)
     try:
-        code = command.main(sys.argv[1:] if argv is None else argv, prog_name="attractorlab", standalone_mode=False)
+        code = command.main(words, prog_name="attractorlab", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(INTERRUPTED, PARTIAL)
     except typer.Exit as ended:
@@ -225,6 +227,10 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error}. The work could not be finished; what was complete is kept. Make room or choose another --out.", PARTIAL)
     except ValueError as error:
         return _fail(str(error), BAD_DATA if isinstance(error, BadData) else USAGE)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in ("allocate memory", "enough memory", "out of memory")):
+            raise
+        return _fail(f"{str(error).splitlines()[0][:160]} What was asked for does not fit into memory; what was complete is kept. Ask for less at a time.", PARTIAL)
     if code == BY_SIGNAL:
         return _fail(INTERRUPTED, PARTIAL)
     return int(code or 0)

@@ -61,7 +61,7 @@ def scale(
     every: Annotated[str, typer.Option(help="What one tick is: segment (what halting is trained on) or recursion.")] = "segment",
     starts: Annotated[str, typer.Option(help="own: the model's own starts; random: normal numbers of its scale, for a model with one fixed start.")] = "own",
     halt_above: Annotated[float, typer.Option(help="A start halts when its halting logit is above this. HRM's own rule, which compares two logits, is not followed.")] = 0.0,
-    halt_after: Annotated[int, typer.Option(help="Ticks before which no start halts.", min=1)] = 1,
+    halt_after: Annotated[int, typer.Option(help="Ticks before which no start halts.", min=1, max=2**20)] = 1,
     halt_rest: Annotated[float | None, typer.Option(help="Residual below which, at three ticks, a start halts too.", show_default="the halting logit alone")] = None,
     thresholds: Annotated[str, typer.Option(help="Other thresholds of the halting logit that are tried on the same starts, joined by commas; empty for none.")] = "1,2,4,8",
     hold: Annotated[
@@ -69,7 +69,7 @@ def scale(
     ] = True,
     dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    slots: Annotated[int | None, typer.Option(help="Rows that are computed at a time; last digits can differ with it.", min=1, show_default="what suits the device")] = None,
+    slots: Annotated[int | None, typer.Option(help="Rows that are computed at a time; last digits can differ with it.", min=1, max=2**20, show_default="what suits the device")] = None,
     shard: Annotated[
         int | None, typer.Option(help="Puzzles in a unit of work: what an interruption loses at most. It changes no number.", min=1, show_default="as many as fill the slots 16 times")
     ] = None,
@@ -102,6 +102,8 @@ def scale(
     from attractorlab import models
 
     if models.describe(models.find(model))["model"] == "feedforward":
+        if share != (1, 1):
+            raise ValueError(f"`scale` got --part {part} for a feed-forward network, which is measured in one piece. Parts share the units of a reasoner. Leave out --part.")
         facts = _feedforward(models.load_feedforward(models.find(model)), out, task, data, split, rows, level)
     else:
         reasoner = models.load(model).to(getattr(torch, dtype)).to(device)
@@ -122,6 +124,8 @@ def _measured(
     reasoner: "AbstractRecursion", instance: "Instance", asked: "Measure", out: Path, depth: list[int], breadth: list[int], level: float, time_rows: int, part: tuple[int, int], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Attempts, their readings, and the files that say so."""
+    if (out / "scale.json").exists() and not (out / "run").exists():
+        raise ValueError(f"`scale` got --out {out}, which holds the results of a feed-forward network. Those of a reasoner would replace them. Choose another --out.")
     from attractorlab import tasks
     from attractorlab.report.markdown import finite, write_whole
     from attractorlab.report.scaling import nouns_of, read_off, scaled_of, scaling_facts, scaling_markdown, scaling_page
@@ -169,7 +173,7 @@ def _about(run: "Run", runs: "Attempts", reasoner: "AbstractRecursion", instance
         "puzzles": len(instance),
         "solutions that differ": found.grid.clusters,
         "starts": asked.series.starts,
-        "starts drawn": "the model's own" if asked.series.scale is None else f"normal, of standard deviation {asked.series.scale:g}",
+        "starts drawn": "the model's own" if asked.series.scale is None else f"normal, of standard deviation {asked.series.scale:g}, cut at two",
         "seed": asked.seed,
         "ticks": asked.ticks,
         "clock": found.grid.clock,
@@ -212,9 +216,12 @@ def _timed(path: Path, reasoner: "AbstractRecursion", instance: "Instance", aske
         return {}
     n = min(rows, len(instance))
     if path.exists():
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
-        if found.pop("run", created) == created and found.get("instances") == n:
-            return found
+        try:
+            found = dict(json.loads(path.read_text(encoding="utf-8")))
+            if found.pop("run", created) == created and found["instances"] == n and speed(found):
+                return found
+        except (ValueError, TypeError, KeyError, ZeroDivisionError, RecursionError):
+            pass  # not whole, so it is timed again
     with stages() as say:
         say(f"timing {n} puzzles to the end, and with halting and refill")
         timed: dict[str, Any] = throughput(reasoner, instance[tasks.spread_rows(n, len(instance))], asked)
@@ -348,7 +355,7 @@ def _thresholds(text: str) -> list[float]:
 def _part(text: str) -> tuple[int, int]:
     """Which units of how many: (k, n) of k/n."""
     k, _, n = text.partition("/")
-    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+    if not (text.isascii() and k.isdecimal() and n.isdecimal() and len(n) < 10 and 1 <= int(k[:10]) <= int(n)):
         raise ValueError(f"`scale` got --part {text}. It is k/n, the k-th of n processes. Use --part 1/2 and --part 2/2.")
     return int(k), int(n)
 

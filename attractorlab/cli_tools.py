@@ -184,7 +184,8 @@ def must_be_usable(command: str, device: str) -> None:
     import torch
 
     try:
-        torch.zeros(1, device=device)
+        if torch.zeros(1, device=device).is_meta:
+            raise RuntimeError("it computes nothing")
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"`{command}` got --device {device!r}, which this torch cannot use ({str(error).splitlines()[0][:80]}). A device is cpu, or cuda on a CUDA build. Use --device cpu."

@@ -103,9 +103,13 @@ def _alone(folder: Path) -> Iterator[None]:
 def _first_command(folder: Path) -> str:
     """The command that began the training in a folder: one that goes on with it makes the same file."""
     from attractorlab.models import describe
+    from attractorlab.models.unpickling import CheckpointError
 
     model = folder / "model.safetensors"
-    said = describe(model).get("command", "") if model.exists() else ""
+    try:
+        said = describe(model).get("command", "") if model.exists() else ""
+    except CheckpointError:
+        said = ""  # a damaged file is written anew from the state
     return said or shlex.join(word for word in shlex.split(command_line()) if word != "--resume")
 
 

@@ -71,11 +71,16 @@ def cluster_mean(values: Float[Tensor, " row"], cluster: Int[Tensor, " row"], *,
     Every row weighs the same. The interval is NaN below 10 clusters, from which redrawing learns nothing, and where it has no width, as when all values agree: neither is
     proof. Use Wilson's for shares near 0 or 1.
 
+    Raises:
+        ValueError: If there are no values.
+
     Example:
         >>> values = torch.arange(20.0).repeat_interleave(2)
         >>> [round(x, 1) for x in cluster_mean(values, values.long(), level=0.9)]
         [9.5, 7.3, 11.6]
     """
+    if not len(values):
+        raise ValueError("`cluster_mean` got no values. The mean of nothing is not known. Pass one value or more.")
     kinds, index = np.unique(cluster.numpy(), return_inverse=True)
     sums = np.bincount(index, values.double().numpy(), len(kinds))
     counts = np.bincount(index, minlength=len(kinds))
@@ -136,11 +141,16 @@ def cluster_auc(
     All three are NaN where all rows are good or all bad; redrawn samples that are so are left out of the interval, which is NaN below 10 clusters and
     where it has no width. A score of NaN counts as the worst.
 
+    Raises:
+        ValueError: If there are no rows.
+
     Example:
         >>> score, good = torch.tensor([3.0, 2.0, 1.0, 0.0]), torch.tensor([True, False, True, False])
         >>> cluster_auc(score, good, torch.arange(4), level=0.9)[0]
         0.75
     """
+    if not len(score):
+        raise ValueError("`cluster_auc` got no rows. It compares good ones with bad ones. Pass one row or more.")
     kinds, index = np.unique(cluster.numpy(), return_inverse=True)
     known = score.double().nan_to_num(nan=-np.inf, posinf=np.inf, neginf=-np.inf).numpy()
     order = np.argsort(known, kind="stable")

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,8 @@ from attractorlab.types import Origin, Trajectory, dims_of
 if TYPE_CHECKING:
     import xarray
 
-SCHEMA = 4  # 3: a spectrum has errors and an order, norms have radii of pseudospectra; 4: a scaling grid has clusters, a policy and intervals of its spread
+SCHEMA = 5  # 4: a scaling grid has clusters, a policy and intervals of its spread; 5: a segment lists its files, each with its checksum
+ROOT = "zarr.json"  # the file of a segment that says what is in it
 NOUNS: Mapping[str, type] = {
     noun.__name__: noun
     for noun in (
@@ -72,15 +72,13 @@ class Run:
                 schema=found["schema"],
                 optional=tuple(found.get("optional", ())),
             )
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise RunError(
                 f"{self.path} has no readable manifest.json ({type(error).__name__}). A run is a folder that `attractorlab record` or `report` made. "
                 "Check the path, or record the run again."
             ) from None
         if self.manifest.schema != SCHEMA:
-            raise RunError(
-                f"{self.path} has schema {self.manifest.schema}. This version reads schema {SCHEMA}. Use the version of attractorlab that wrote it."
-            )
+            raise RunError(f"{self.path} has schema {self.manifest.schema!r}. This version reads schema {SCHEMA}. Use the version of attractorlab that wrote it.")
         _check_units((*self.manifest.units, *self.manifest.optional))
 
     @classmethod
@@ -98,29 +96,18 @@ class Run:
         """
         _check_units((*units, *optional))
         place = Path(path)
-        if (place / "manifest.json").exists():
-            run = cls(place)
-            if json.loads(json.dumps(dict(config))) != run.manifest.config or tuple(units) != run.manifest.units:
-                differ = sorted(
-                    key
-                    for key in {*config, *run.manifest.config}
-                    if json.loads(json.dumps(config.get(key))) != run.manifest.config.get(key)
-                )
-                raise RunError(
-                    f"{place} holds a run that differs in {', '.join(differ) or 'its units'}. A run is only continued with the same settings. "
-                    "Choose another --out, or remove that folder."
-                )
-            return run
-        (place / "segments").mkdir(parents=True, exist_ok=True)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        manifest = Manifest(config=config, units=tuple(units), created=now, optional=tuple(optional))
-        temporary = place / f".manifest-{uuid.uuid4().hex}"
-        try:
-            put(temporary, json.dumps(asdict(manifest), indent=1).encode())
-            os.replace(temporary, place / "manifest.json")
-        finally:
-            temporary.unlink(missing_ok=True)
-        return cls(place)
+        if not (place / "manifest.json").exists():
+            (place / "segments").mkdir(parents=True, exist_ok=True)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            _put_first(place / "manifest.json", json.dumps(asdict(Manifest(config=config, units=tuple(units), created=now, optional=tuple(optional))), indent=1).encode())
+        run = cls(place)
+        if json.loads(json.dumps(dict(config))) != run.manifest.config or tuple(units) != run.manifest.units:
+            differ = sorted(key for key in {*config, *run.manifest.config} if json.loads(json.dumps(config.get(key))) != run.manifest.config.get(key))
+            raise RunError(
+                f"{place} holds a run that differs in {', '.join(differ) or 'its units'}. A run is only continued with the same settings. "
+                "Choose another --out, or remove that folder."
+            )
+        return run
 
     def done(self) -> list[str]:
         """The units that have a segment, in the order of the manifest, optional ones last."""
@@ -158,10 +145,7 @@ class Run:
         from zarr.storage import MemoryStore
 
         if unit not in (*self.manifest.units, *self.manifest.optional):
-            raise RunError(
-                f"{self.path} has no unit {unit!r}. A run holds the units of its manifest. Use one of {', '.join(self.manifest.units)}."
-            )
-
+            raise RunError(f"{self.path} has no unit {unit!r}. A run holds the units of its manifest. Use one of {', '.join(self.manifest.units)}.")
         strange = {name: type(noun).__name__ for name, noun in nouns.items() if type(noun).__name__ not in NOUNS}
         if strange:
             name, kind = next(iter(strange.items()))
@@ -172,8 +156,8 @@ class Run:
             # Zarr writes files from several threads, and the others go on when one has failed, into a folder that is being removed. So it writes to memory.
             files: dict[str, Any] = {}
             tree.to_zarr(MemoryStore(files), zarr_format=3, consolidated=False, encoding=None)
-            for name, content in files.items():
-                put(temporary / name, content.to_bytes())
+            for name, content in _listed({name: content.to_bytes() for name, content in files.items()}).items():
+                put(temporary / name, content)
             try:
                 os.rename(temporary, self._segment(unit))
             except OSError:
@@ -191,20 +175,15 @@ class Run:
         import xarray
 
         if not self.has(unit):
-            raise RunError(
-                f"{self.path} has no segment {unit!r}. A unit is read once it is complete. Run the command again to complete it."
-            )
+            raise RunError(f"{self.path} has no segment {unit!r}. A unit is read once it is complete. Run the command again to complete it.")
         remedy = "Remove that segment and run the command again: it is recorded anew."
+        if wrong := _changed(self._segment(unit)):
+            raise RunError(f"{self.path} has a damaged segment {unit!r}: {', '.join(wrong[:4])} is not what was written. Numbers are used as they were stored. {remedy}")
         try:
             with xarray.open_datatree(self._segment(unit), engine="zarr", consolidated=False) as tree:
                 data = {name: node.to_dataset().load() for name, node in tree.children.items()}
-        except (OSError, RuntimeError, ValueError, KeyError) as error:  # what zarr and its codecs raise on damaged bytes
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:  # what zarr and its codecs raise on damaged bytes
             raise RunError(f"{self.path} has a damaged segment {unit!r} ({type(error).__name__}). A segment is read whole. {remedy}") from error
-        wrong = sorted(f"{name}/{key}" for name, one in data.items() for key, array in one.variables.items() if not _intact(array))
-        if wrong:
-            raise RunError(
-                f"{self.path} has a damaged segment {unit!r}: {', '.join(wrong)} is not what was written. Numbers are used as they were stored. {remedy}"
-            )
         return {name: from_dataset(one) for name, one in data.items()}
 
     def damage(self, unit: str) -> str:
@@ -229,9 +208,7 @@ class Run:
         """
         parts = [self.read(unit)["trajectory"] for unit in self.done() if unit.rpartition("-")[0] == series]
         if not parts:
-            raise RunError(
-                f"{self.path} has no finished unit of series {series!r}. There is nothing to read yet. Run the command again to continue it."
-            )
+            raise RunError(f"{self.path} has no finished unit of series {series!r}. There is nothing to read yet. Run the command again to continue it.")
         return join(parts)
 
     def bytes(self) -> int:
@@ -373,21 +350,43 @@ def _variable(value: Tensor, dims: Sequence[str], name: str) -> tuple[tuple[str,
     # numpy has no bfloat16; float32 holds all of it.
     values = value.detach().cpu()
     stored = (values.float() if value.dtype == torch.bfloat16 else values).numpy()
-    return (*named[:at], *extra, *named[at:]), stored, {"dtype": str(value.dtype), "sha256": _digest(stored)}
+    return (*named[:at], *extra, *named[at:]), stored, {"dtype": str(value.dtype)}
 
 
-def _intact(array: "xarray.Variable") -> bool:
-    """Whether an array is the one that was written."""
-    return "sha256" not in array.attrs or _digest(array.values) == array.attrs["sha256"]
+def _listed(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of a segment, of which the first now lists the others with their checksums."""
+    root = json.loads(files[ROOT])
+    root["attributes"] = {"files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items() if name != ROOT}}
+    return {**files, ROOT: json.dumps(root).encode()}
 
 
-def _digest(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+def _changed(segment: Path) -> list[str]:
+    """The files of a segment that are missing, or not what was written."""
+    try:
+        listed = json.loads((segment / ROOT).read_bytes())["attributes"]["files"]
+        return sorted(name for name, digest in listed.items() if not (segment / name).is_file() or hashlib.sha256((segment / name).read_bytes()).hexdigest() != digest)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return [ROOT]
 
 
 def _tensor(stored: "xarray.DataArray") -> Tensor:
     values = torch.as_tensor(stored.values.copy())
     return values.bfloat16() if stored.attrs.get("dtype") == "torch.bfloat16" else values
+
+
+def _put_first(file: Path, content: bytes) -> None:
+    """Write a file whole, unless another process was faster: then its file stays."""
+    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+    try:
+        put(temporary, content)
+        try:
+            os.link(temporary, file)  # unlike a rename this replaces nothing
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def put(file: Path, content: bytes) -> None:

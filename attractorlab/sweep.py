@@ -247,8 +247,15 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def attempts_in(run: Run) -> Attempts:
-    """The attempts of all units of a run that `measure` made."""
-    return joined([run.read(unit)["attempts"] for unit in run.manifest.units if unit != PUZZLES])
+    """The attempts of all units of a run that `measure` made.
+
+    Raises:
+        RunError: If a unit was not made from the run's seed.
+    """
+    parts = {unit: run.read(unit)["attempts"] for unit in run.manifest.units if unit != PUZZLES}
+    if other := sorted(unit for unit, part in parts.items() if part.origin.seed != run.manifest.config["seed"]):
+        raise RunError(f"{run.path} has the segment {other[0]!r} of another seed. A run has one seed. Remove that segment and run the command again: it is measured anew.")
+    return joined(list(parts.values()))
 
 
 def own_starts(reasoner: AbstractRecursion, instance: Instance, rows: Int[Tensor, " chosen"], one: Series, *, seed: int) -> tuple[LatentMap, State]:

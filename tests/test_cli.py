@@ -300,6 +300,23 @@ def test_curves_draws_trainings_beside_each_other_and_says_where_a_log_is_wrong(
     fails(capsys, 2, "ends in .html", argv=["curves", str(tmp_path / "b"), "--out", str(tmp_path)])
 
 
+def test_no_command_at_all_is_said(capsys):
+    fails(capsys, 2, "No command was given", argv=[])
+
+
+def test_what_does_not_fit_into_memory_is_one_message(capsys, monkeypatch, tmp_path):
+    from attractorlab import sweep
+
+    def large(*args, **more):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.\nframe #0: ...")
+
+    monkeypatch.setattr(sweep, "measure", large)
+    fails(capsys, 3, "can't allocate memory", "Ask for less at a time", argv=["scale", "eqr-sudoku-4", "--rows", "2", "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(sweep, "measure", lambda *args, **more: (_ for _ in ()).throw(RuntimeError("a mistake of ours")))
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        main(["scale", "eqr-sudoku-4", "--rows", "2", "--out", str(tmp_path / "out")])
+
+
 def test_every_command_has_help(capsys):
     for command in ("report", "record", "train", "convert", "inspect", "verify", "doctor", "probe", "fixed-points", "spectrum", "lyapunov", "curves"):
         assert main([command, "--help"]) == 0

@@ -181,15 +181,21 @@ def test_a_timing_is_that_of_its_own_run(whole):
     assert said(*argv)["throughput"] == timed, "once in a run"
     argv[argv.index("--time-rows") + 1] = "3"
     assert said(*argv)["throughput"]["instances"] == 3, "and anew for other rows"
+    for torn in ("", kept.read_text()[:-30], "null", "[1, 2]", "[" * 100_000, json.dumps({"instances": 3, "ticks_refill": 0})):
+        kept.write_text(torn)
+        assert said(*argv)["throughput"]["ratio"] > 0, "and where it is not whole"
     kept.unlink()
 
 
-def test_a_feed_forward_network_has_one_number(tmp_path):
+def test_a_feed_forward_network_has_one_number(tmp_path, capsys):
     path = twin(tmp_path / "twin.safetensors", "sudoku-4", 16, 6)
     facts = said("scale", path, "--rows", "20", "--out", tmp_path / "out")
     assert facts["clock"].startswith("none: a feed-forward network has no ticks and no starts")
     assert facts["low"] <= facts["accuracy"] <= facts["high"] and facts["low"] < facts["high"] and facts["puzzles"] == 20
     assert "do not apply" in printed("scale", path, "--rows", "20", "--out", tmp_path / "out") and (tmp_path / "out" / "scale.md").exists()
+    fails(capsys, 2, "holds the results of a feed-forward network", "Choose another --out", argv=["scale", "eqr-sudoku-4", "--rows", "2", "--time-rows", "0", "--out", str(tmp_path / "out")])
+    fails(capsys, 2, "measured in one piece", "Leave out --part", argv=["scale", str(path), "--part", "1/2", "--out", str(tmp_path / "parts")])
+    assert json.loads((tmp_path / "out" / "scale.json").read_text())["kind"] == "feedforward" and not (tmp_path / "out" / "run").exists() and not (tmp_path / "parts").exists()
 
 
 def test_what_stands_where_output_goes_is_found_before_anything_is_measured(tmp_path, capsys):
@@ -217,6 +223,12 @@ def test_misuse_is_refused_with_what_to_do(whole, tmp_path, capsys):
     fails(capsys, 2, "--every blink", "segment, recursion", argv=[*base, "--every", "blink"])
     fails(capsys, 2, "--dtype float8", "--dtype float32", argv=[*base, "--dtype", "float8"])
     fails(capsys, 2, "--part 3/2", "--part 1/2", argv=[*base, "--part", "3/2"])
+    for odd in ("1/" + "9" * 5000, "\N{ARABIC-INDIC DIGIT ONE}/2", "9" * 5000 + "/2"):
+        fails(capsys, 2, "the k-th of n processes", argv=[*base, "--part", odd])
+    for option in ("--slots", "--halt-after"):
+        assert main([*base, option, "9" * 23]) == 2 and option in capsys.readouterr().err
+    fails(capsys, 2, "which this torch cannot use (it computes nothing)", argv=[*base, "--device", "meta"])
+    fails(capsys, 2, "no text in UTF-8", "Rename", argv=[*base[:-1], str(tmp_path / "\udcff")])
     fails(capsys, 2, "--starts none", argv=[*base, "--starts", "none"])
     fails(capsys, 2, "one fixed start", "--starts random", argv=["scale", "trm-sudoku-6", "--rows", "2", "--breadth", "1,2", *out])
     fails(capsys, 2, "--halt-above nan", "--halt-above 0", argv=[*base, "--halt-above", "nan"])

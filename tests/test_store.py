@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,10 @@ import torch
 from attractorlab import every, store, trace
 from attractorlab.maps import LatentMap
 from attractorlab.store import SCHEMA, Run, RunError, SpaceError, from_dataset, join, room_for, to_dataset
+from attractorlab.sweep import attempts_in
 from attractorlab.types import Instance, Origin, Trajectory
+from tests.stored_attempts import attempts
+from tests.stored_nouns import ORIGIN
 
 halving = LatentMap(lambda z, x: {"z": 0.5 * z["z"] + 1}, {}, readout=lambda z: {"logits": z["z"][:, None]}, clock="3 x recursion")
 
@@ -272,9 +276,64 @@ def test_a_changed_number_and_a_broken_file_are_found(tmp_path):
         run.damage("c")
     array = zarr.open_array(run.path / "segments" / "a.zarr" / "trajectory" / "residual", mode="r+")
     array[1, 1] = array[1, 1] + 1e-6
-    assert "a damaged segment 'a': trajectory/residual is not what was written" in run.damage("a")
+    assert "a damaged segment 'a': trajectory/residual/c/0/0 is not what was written" in run.damage("a")
     with pytest.raises(RunError, match=r"damaged segment 'a'.*recorded anew"):
         run.read("a")
     chunk = next(p for p in (run.path / "segments" / "b.zarr").rglob("*") if p.is_file() and p.name != "zarr.json")
     chunk.write_bytes(chunk.read_bytes()[:-3])
     assert "damaged segment 'b'" in run.damage("b") and run.has("b")
+
+
+@pytest.mark.parametrize(
+    ("what", "how"),
+    [
+        ("trajectory/zarr.json", lambda file: file.unlink()),
+        ("trajectory/residual/zarr.json", lambda file: shutil.rmtree(file.parent)),
+        ("trajectory/zarr.json", lambda file: file.write_text(file.read_text().replace("3 x", "9 x"))),
+        ("trajectory/zarr.json", lambda file: shutil.rmtree(file.parent)),
+        ("zarr.json", lambda file: file.write_text("null")),
+        ("zarr.json", lambda file: file.write_text("[" * 100_000)),
+        ("zarr.json", lambda file: file.unlink()),
+    ],
+)
+def test_what_is_gone_from_a_segment_is_found(tmp_path, what, how):
+    run = fresh(tmp_path / "run")
+    run.write("a", {"trajectory": trajectory()})
+    file = run.path / "segments" / "a.zarr" / what
+    before = file.read_bytes()
+    how(file)
+    assert not file.exists() or file.read_bytes() != before
+    assert re.search(rf"damaged segment 'a': ({what}|trajectory/\w+/).* is not what was written", run.damage("a"))
+
+
+def test_of_two_runs_begun_at_once_the_slower_is_held_against_the_faster(tmp_path, monkeypatch):
+    put = store.put
+
+    def slow(file, content):
+        put(file, content)
+        monkeypatch.setattr(store, "put", put)
+        fresh(tmp_path / "run", seed=2)
+
+    for seed in (2, 1):
+        monkeypatch.setattr(store, "put", slow)
+        if seed == 2:
+            assert fresh(tmp_path / "run", seed=seed).manifest.config["seed"] == 2
+        else:
+            with pytest.raises(RunError, match="holds a run that differs in seed"):
+                fresh(tmp_path / "run", seed=seed)
+        assert [file.name for file in sorted((tmp_path / "run").iterdir())] == ["manifest.json", "segments"]
+        assert Run(tmp_path / "run").manifest.config["seed"] == 2
+        shutil.rmtree(tmp_path / "run")
+    monkeypatch.setattr(store.os, "link", lambda *names: (_ for _ in ()).throw(OSError(1, "no hard links here")))
+    assert fresh(tmp_path / "run", seed=3).manifest.config["seed"] == 3
+
+
+def test_attempts_of_another_seed_than_the_runs_are_refused(tmp_path):
+    run = fresh(tmp_path / "run", seed=0)
+    run.write("a", {"attempts": attempts(origin=replace(ORIGIN, seed=0))})
+    run.write("b", {"attempts": attempts(origin=replace(ORIGIN, seed=1))})
+    with pytest.raises(RunError, match=r"has the segment 'b' of another seed.*measured anew"):
+        attempts_in(run)
+    shutil.rmtree(run.path / "segments" / "b.zarr")
+    run.write("b", {"attempts": attempts(origin=replace(ORIGIN, seed=0))})
+    assert len(attempts_in(run).instance) == 6

@@ -1,5 +1,6 @@
 """attempt and elastic: many starts through a fixed number of slots, read at a few ticks, in memory that does not grow with the ticks."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +36,13 @@ class Halting:
     above: float
     after: int
     rest: float | None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.after, int) or self.after < 1 or math.isnan(self.above) or not (self.rest is None or self.rest > 0):
+            raise ValueError(
+                f"`Halting` got above={self.above}, after={self.after!r}, rest={self.rest}. A threshold is a number, ticks are whole and count from 1, a residual is above 0. "
+                "Use Halting(above=0.0, after=1, rest=None)."
+            )
 
     def __str__(self) -> str:
         rest = "" if self.rest is None else f", or residual < {self.rest:g} at 3 ticks"
@@ -237,9 +245,9 @@ def _followed(
     instance, start = f.coordinates(z)
     name = "elastic" if leave else "attempt"
     steps = sorted(set(read))
-    if slots < 1 or ticks < 1 or not steps or steps[0] < 1 or steps[-1] > ticks or not len(instance):
+    if not all(isinstance(one, int) for one in (ticks, slots, *steps)) or slots < 1 or ticks < 1 or not steps or steps[0] < 1 or steps[-1] > ticks or not len(instance):
         raise ValueError(
-            f"`{name}` got ticks={ticks}, read={list(read)[:8]}, slots={slots} for {len(instance)} rows. There is one row, slot and tick or more, and ticks are read from 1 to the last. "
+            f"`{name}` got ticks={ticks}, read={list(read)[:8]}, slots={slots} for {len(instance)} rows. There is one row, slot and tick or more, whole numbers all, and ticks are read from 1 to the last. "
             "Use ticks=64, read=spaced(64), slots=slots_for(z)."
         )
     if hold is not None:

@@ -169,7 +169,9 @@ def _grid(
             right, r = solved[k, :, :b].double(), c.residual.double()
             picks = [one(c)[:, None] for one in select]
             cells += [right.mean(1), *[right.gather(1, pick)[:, 0] for pick in picks], right.amax(1)]
-            chosen[i, j] = torch.stack([r.mean(), *[r.gather(1, pick).mean() for pick in picks], r.nan_to_num(nan=torch.inf).amin(1).mean()])
+            known = r.nan_to_num(nan=torch.inf)
+            oracle = torch.where((right < 1) & (right > 0).any(1, keepdim=True), torch.inf, known).argmin(1, keepdim=True)
+            chosen[i, j] = torch.stack([r.nanmean(), *[r.gather(1, pick).nanmean() for pick in (*picks, oracle)]])
             spreads.append((right.mean(1) - right[:, 0]).abs())
             calls[i, j] = last[:, :b].clamp(max=d).sum(1).double().mean()
     groups = torch.arange(n) if cluster is None else cluster
@@ -197,9 +199,9 @@ def _grid(
 
 
 def _check_sizes(depth: Sequence[int], breadth: Sequence[int], caller: str) -> None:
-    if not depth or not breadth or min([*depth, *breadth]) < 1:
+    if not depth or not breadth or not all(isinstance(one, int) and one >= 1 for one in (*depth, *breadth)):
         raise ValueError(
-            f"`{caller}` got depth {list(depth)} and breadth {list(breadth)}. Both hold numbers from 1. Use depth=[1, 4, 16], breadth=[1, 4]."
+            f"`{caller}` got depth {list(depth)} and breadth {list(breadth)}. Both hold whole numbers from 1. Use depth=[1, 4, 16], breadth=[1, 4]."
         )
 
 

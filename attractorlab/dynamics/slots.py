@@ -1,4 +1,4 @@
-"""Rows through a fixed number of slots: a slot whose row ended takes the next one at once, on the device and without asking the host."""
+"""Rows through a fixed number of slots: a slot whose row ended takes the next one at once, on the device, asking the host once in a while."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +14,7 @@ from attractorlab.types import Result, State
 
 WINDOW = 3  # last ticks that scores average, as in the paper
 PROVEN = 4  # ticks in a row that return to the bit, after which the window and the one before it hold nothing else
+ASKED = 16  # ticks between two looks whether all rows have ended, where looking waits for a device
 HELD = "state equal to the bit to that of one tick or two before"
 FOLLOWED = Result.COMPLETED.code
 
@@ -62,10 +63,11 @@ class Slots:
         sure = 0
         while True:
             if sure == 0:
-                left, waiting = n - int(done), n - int(given)
+                left, waiting = (n - count for count in torch.stack([done, given]).tolist())
                 if not left:
                     return
-                sure = -(-waiting // s) + 1  # no fewer ticks than this are left: until then there is nothing to ask
+                # No fewer ticks than the first are left: until then there is nothing to ask. On a device a few ticks without a row cost less than asking at each.
+                sure = max(-(-waiting // s) + 1, 1 if self.device.type == "cpu" else ASKED)
             sure -= 1
             new = g(z)
             age = age + 1

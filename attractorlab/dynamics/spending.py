@@ -33,7 +33,7 @@ def halting_gain(runs: Attempts, *, depth: list[int], level: float, cluster: Int
     if runs.elastic:
         raise ValueError("`halting_gain` got runs that were left at their halting. What they would have answered later is not known. Use `attempt`, which follows rows to the end.")
     reads = runs.read.tolist()
-    if not set(depth) <= set(reads):
+    if not depth or not set(depth) <= set(reads):
         raise ValueError(f"`halting_gain` got depth {depth} for runs read at {reads}. What lies between was not kept. Read the depths: attempt(..., read=depth).")
     gone = halted(runs)
     left = gone.solved
@@ -116,7 +116,7 @@ def foresight(runs: Attempts, *, read: list[int], level: float, cluster: Int[Ten
     """
     solved = _solved(runs, "foresight")
     reads = runs.read.tolist()
-    if not set(read) <= set(reads):
+    if not read or not set(read) <= set(reads):
         raise ValueError(f"`foresight` got read={read} for runs read at {reads}. What lies between was not kept. Choose among them.")
     in_the_end = _stays(runs) > 0
     scores = {"residual": -runs.residual}

@@ -96,7 +96,7 @@ def read_off(
 def nouns_of(found: Scaled) -> dict[str, Any]:
     """The readings by name, without those that there are not."""
     named = {name: value for name, value in vars(found).items() if name != "policies" and value is not None}
-    return named | {f"policy-{k:02d}": one for k, one in enumerate(found.policies)}
+    return named | {f"policy-{k:04d}": one for k, one in enumerate(found.policies)}
 
 
 def scaled_of(nouns: Mapping[str, Any]) -> Scaled:

@@ -376,7 +376,7 @@ def _cut_log(log: Path, segment: int) -> None:
         try:
             if json.loads(line)["segment"] <= segment:
                 kept.append(line + "\n")
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             if number < len(lines):
                 raise BadData(f"{log} is no log of a training in line {number}. Each line is one object of numbers, with segment and loss. Remove the line, then resume.") from None
     if "".join(kept) != text:

@@ -109,6 +109,7 @@ class Convergence(HasRows):
 class ScalingGrid:
     """Accuracy and residual over depth (ticks) x breadth (starts) x selector, with intervals over clusters of instances.
 
+    `residual` is that of the start chosen, on average over the instances where it has one, not being lost; the oracle of `any` takes of the right starts the one of lowest residual, and where none is right of all.
     `map_calls` is what one instance costs in ticks of the clock: depth x breadth, or, where rows left by the halting `policy`, what they took on average ("" for no policy);
     a start that was lost costs the ticks up to its loss.
     `spread` is the path dependence of the paper, mean over instances of |accuracy over B starts − accuracy of the first|. Of `instances`, those that share a cluster are

@@ -23,6 +23,7 @@ from attractorlab import (
 from attractorlab.dynamics.selectors import Candidates
 from attractorlab.maps import LatentMap
 from attractorlab.statistics import cluster_mean
+from tests.stored_attempts import attempts
 
 DEPTH, BREADTH, LEVEL = (1, 2, 5, 9), (1, 3, 4), 0.9
 SITES, CLASSES = 3, 4
@@ -88,7 +89,8 @@ def test_every_column_is_what_ten_lines_of_numpy_give(generator):
             picks = [r.argmin(1), votes.argmax(1), halt[d, :, :b].argmax(1)]
             rows = np.arange(n)
             accuracy = [right.mean(), *[right[rows, pick].mean() for pick in picks], right.any(1).mean()]
-            residuals = [r.mean(), *[r[rows, pick].mean() for pick in picks], r.min(1).mean()]
+            oracle = [min(own[ok], default=own.min()) for own, ok in zip(r, right, strict=True)]
+            residuals = [r.mean(), *[r[rows, pick].mean() for pick in picks], np.mean(oracle)]
             assert grid.accuracy[i, j].tolist() == pytest.approx(accuracy)
             assert grid.residual[i, j].tolist() == pytest.approx(residuals)
             assert grid.spread[i, j].item() == pytest.approx(np.abs(right.mean(1) - right[:, 0]).mean())
@@ -188,7 +190,30 @@ def test_a_lost_start_leaves_the_other_instances_and_the_best_residual_alone(gen
     residual = traj.residual.clone()
     residual[:, 1] = torch.nan
     grid = scaling_of(replace(traj, residual=residual), puzzles.targets, depth=[9], breadth=[4], select=[by_residual])
-    assert grid.residual[0, 0, 0].isnan() and grid.residual[0, 0, 1:].isfinite().all() and grid.accuracy.isfinite().all()
+    kept = residual[6:9].mean(0).reshape(-1, 4).double()
+    assert grid.residual.isfinite().all() and grid.accuracy.isfinite().all()
+    assert grid.residual[0, 0, 0].item() == pytest.approx(kept[~kept.isnan()].mean().item(), rel=1e-6)
+
+
+def test_the_oracles_residual_is_that_of_a_right_start(generator):
+    residual = torch.tensor([[3.0, 1.0, 2.0], [1.0, 2.0, torch.nan], [5.0, torch.nan, 4.0]])
+    solved = torch.tensor([[True, False, True], [False, False, False], [False, False, False]])
+    for lost in (False, True):
+        r = torch.where(torch.tensor([[False], [False], [lost]]), torch.nan, residual)
+        runs = attempts(
+            read=torch.tensor([4]),
+            **{name: values.flatten()[None] for name, values in (("answer", torch.arange(9).reshape(3, 3)), ("solved", solved), ("residual", r))},
+            **dict.fromkeys(("valid", "logit_change", "halt")),
+            **{name: torch.full((9,), 4) for name in ("halt_tick", "first_solved", "last_tick", "computed", "result")},
+            **dict.fromkeys(("final", "final_at_halt"), torch.zeros(9, 5, dtype=torch.int8)),
+            at_halt={},
+            instance=torch.arange(3).repeat_interleave(3),
+            start=torch.arange(3).repeat(3),
+            policy="",
+        )
+        grid = scaling_grid(runs, depth=[4], breadth=[1, 3], select=[by_residual], level=0.95, cluster=None)
+        assert grid.residual[0, 1].tolist() == pytest.approx([9 / 5, 1.0, 3 / 2] if lost else [18 / 7, 2.0, 7 / 3])
+        assert grid.accuracy[0, 1].tolist() == pytest.approx([2 / 9, 0.0, 1 / 3])
 
 
 def test_the_answer_is_hidden_from_the_selectors(generator):
@@ -212,9 +237,9 @@ def test_misuse_is_refused_with_what_to_do(generator):
     with pytest.raises(ValueError, match=r"`scaling_of` got breadth \[5\] for a run of 4 starts.*Breadth ends with the starts"):
         scaling_of(traj, puzzles.targets, depth=[1], breadth=[5], **rest)
     for depth, breadth in (([0], [1]), ([1], [0]), ([], [1]), ([-1, 3], [1])):
-        with pytest.raises(ValueError, match=r"`scaling_of` got depth .* and breadth .*Both hold numbers from 1.*Use depth=\[1, 4, 16\]"):
+        with pytest.raises(ValueError, match=r"`scaling_of` got depth .* and breadth .*Both hold whole numbers from 1.*Use depth=\[1, 4, 16\]"):
             scaling_of(traj, puzzles.targets, depth=depth, breadth=breadth, **rest)
-        with pytest.raises(ValueError, match=r"`scaling` got depth .*Both hold numbers from 1"):
+        with pytest.raises(ValueError, match=r"`scaling` got depth .*Both hold whole numbers from 1"):
             scaling(Made(), puzzles, depth=depth, breadth=breadth, generator=generator, **rest)
     unknown = Instance(puzzles.inputs, None, puzzles.ids, puzzles.task, None)
     with pytest.raises(ValueError, match=r"`scaling` got instances without targets.*Load puzzles that have them"):
@@ -231,7 +256,7 @@ def test_misuse_is_refused_with_what_to_do(generator):
         scaling_grid(runs, breadth=[1], **even)
     with pytest.raises(ValueError, match=r"`scaling_grid` got breadth \[2\] for a run of 1 starts"):
         scaling_grid(replace(runs, instance=torch.arange(3), start=torch.zeros(3).long()), breadth=[2], **even)
-    with pytest.raises(ValueError, match=r"`scaling_grid` got depth \[1\] and breadth \[\].*Both hold numbers"):
+    with pytest.raises(ValueError, match=r"`scaling_grid` got depth \[1\] and breadth \[\].*Both hold whole numbers"):
         scaling_grid(runs, breadth=[], **even)
     with pytest.raises(ValueError, match=r"`by_halt` got a run without a readout `halt`"):
         scaling(Made(halts=False), puzzles, depth=[1], breadth=[1], select=[by_halt], generator=generator)
