@@ -116,8 +116,8 @@ def scale(
         print_json(facts)
     else:
         typer.echo("\n".join(scale_lines(facts)))
-        more = ", index.html and run/" if (out / "run").exists() else ""
-        typer.echo(f"\nKept in {out}: scale.json, scale.md{more}.")
+        made = [name for name in ("scale.json", "scale.md", "index.html", "throughput.json", "run") if (out / name).exists()]
+        typer.echo(f"\nKept in {out}: {', '.join(made)}.")
 
 
 def _measured(

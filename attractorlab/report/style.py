@@ -45,7 +45,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;min-width:min(1
 caption{text-align:left;font-size:14.5px;padding:0 0 .5rem}
 th{font-weight:600;text-align:left;border-bottom:1.5px solid var(--muted);vertical-align:bottom}
 th,td{padding:.34rem 1.3rem .34rem 0}td{border-bottom:1px solid var(--rule);vertical-align:top}
-.wide{font-size:12px}.wide th,.wide td{padding-right:.6rem}
+.wide{font-size:11.5px}.wide th,.wide td{padding-right:.35rem}
 .num{text-align:right}
 code,pre{font-family:var(--code);font-size:.86em}
 p code{background:var(--tint);padding:.08em .3em;border-radius:4px}
