@@ -35,7 +35,7 @@ def spectrum(f: LatentMap, z: State, *, k: int, order: Order = by_modulus, metho
 
     Returns:
         One entry per row of `z`. The error of an eigenvalue is its condition times its defect, or times the rounding of a product where that is more; eigenvalues within 20 errors of
-        each other may be one defective eigenvalue taken apart, and have as many times that error. With δ the larger of 1e-4 (float32:
+        each other, the smaller being counted, may be one defective eigenvalue taken apart, and have as many times that error. With δ the larger of 1e-4 (float32:
         1e-3) and five errors, a point is unstable(n) if n of the returned moduli exceed 1 by more than their error and δ (n+ if there may be more: those are all that were asked for, or what follows holds too); else
         ill-conditioned if an eigenvalue that could reach the circle has an error above 1e-3, or left and right
         vectors, whose searches start apart, give different ones; else marginal if one lies within the band; else stable. Eigenvalues below 0.1 are held to be
@@ -142,7 +142,7 @@ def _errors(found: Modes, eps: float) -> Float[Tensor, "point mode"]:
     """The rule stated in `spectrum`."""
     error = found.condition * torch.maximum(found.defect, eps * found.size[:, None])
     apart = (found.eigenvalues[:, :, None] - found.eigenvalues[:, None, :]).abs()
-    near = (apart <= SCATTERED * torch.maximum(error[:, :, None], error[:, None, :])) & error.isfinite()[:, None, :]
+    near = (apart <= SCATTERED * torch.minimum(error[:, :, None], error[:, None, :])) & error.isfinite()[:, None, :]
     near = near | torch.eye(apart.shape[1], dtype=torch.bool)
     for _ in range(apart.shape[1].bit_length()):  # near ones of near ones
         near = (near.double() @ near.double()) > 0

@@ -18,7 +18,7 @@ def from_cell(cell: Cell, inputs: Float[Tensor, "row feature"]) -> tuple[LatentM
     """The map that a recurrent cell iterates while its input stays the same, and the start at zero.
 
     A layer (`nn.RNN`, `nn.GRU`, `nn.LSTM`) is run one step at a time. In a longer sequence torch multiplies the inputs of all steps at once, which
-    may round differently for very small batches; otherwise the states equal the module's own outputs bit for bit.
+    some processors round differently, and all may for very small batches; otherwise the states equal the module's own outputs bit for bit.
 
     Args:
         cell: `nn.RNNCell`, `nn.GRUCell` or `nn.LSTMCell`, or a layer of one direction that is not stacked.

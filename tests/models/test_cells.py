@@ -35,7 +35,8 @@ def test_a_layer_gives_its_own_outputs(kind: type[nn.RNNBase], first: bool) -> N
     f, z = al.from_cell(layer, x)
     for t in range(STEPS):
         z = f(z)
-        assert torch.equal(z["h"], out[:, t] if first else out[t])
+        # The layer multiplies the inputs of all steps at once, which some processors round differently than those of one step.
+        torch.testing.assert_close(z["h"], out[:, t] if first else out[t], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [*CELLS, *LAYERS])

@@ -74,6 +74,6 @@ def test_a_recorded_run_can_be_reported_on_and_a_damaged_one_cannot(tmp_path, ca
     before = (tmp_path / "report" / "report.json").read_bytes()
     shutil.rmtree(out / "segments" / "analysis.zarr")
     shutil.rmtree(out / "segments" / "main-000.zarr" / "trajectory" / "residual" / "c")
-    with pytest.raises(ValueError, match=r"damaged segment 'main-000': trajectory/residual is not what was written.*Remove that segment"):
+    with pytest.raises(ValueError, match=r"damaged segment 'main-000': trajectory/residual/c/0/0 is not what was written.*Remove that segment"):
         al.report(out, tmp_path / "report")
     assert (tmp_path / "report" / "report.json").read_bytes() == before, "the good report stays"
