@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         return _fail(str(error), BAD_DATA if isinstance(error, BadData) else USAGE)
     except RuntimeError as error:
-        if not any(words in str(error) for words in ("allocate memory", "enough memory", "out of memory")):
+        if not any(sign in str(error) for sign in ("allocate memory", "enough memory", "out of memory")):
             raise
         return _fail(f"{str(error).splitlines()[0][:160]} What was asked for does not fit into memory; what was complete is kept. Ask for less at a time.", PARTIAL)
     if code == BY_SIGNAL:
