@@ -1,6 +1,6 @@
 """EqR, the Equilibrium Reasoner, as published; without random starts and noise it is TRM-like."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,11 +69,21 @@ class EqR(AbstractRecursion):
         It is random, so it breaks the law `deterministic`, and no analysis that needs a law takes it.
         """
 
-        def update(h: Tensor, injection: Tensor) -> Tensor:
-            h = self._update(h, injection)
-            return h + scale * torch.randn(h.shape, generator=generator, dtype=h.dtype, device=h.device)
+        return lambda z, drive: self.noisy_tick(z, drive, self.noise(z, scale, generator))
 
-        return in_turn(parts(self.config.L_cycles, update, update))
+    def noise(self, z: State, scale: float, generator: torch.Generator) -> tuple[Float[Tensor, "row token width"], ...]:
+        """The published noise of one recursion: `scale` times normal numbers, for one update after the other."""
+        h = z["z_H"]
+        return tuple(scale * torch.randn(h.shape, generator=generator, dtype=h.dtype, device=h.device) for _ in range(self.config.L_cycles + 1))
+
+    def noisy_tick(self, z: State, drive: Drive, noise: Sequence[Float[Tensor, "row token width"]]) -> State:
+        """One recursion, with `noise` added to what its updates give, in turn."""
+        left = iter(noise)
+
+        def update(h: Tensor, injection: Tensor) -> Tensor:
+            return self._update(h, injection) + next(left)
+
+        return in_turn(parts(self.config.L_cycles, update, update))(z, drive)
 
     def _update(self, h: Tensor, injection: Tensor) -> Tensor:
         keep = self.config.damping

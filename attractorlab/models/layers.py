@@ -10,12 +10,12 @@ from torch.nn import functional
 EPSILON = 1e-5  # of the RMS norm, as published
 
 
-def rms_norm(x: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
-    """`x` over its root mean square along the last axis, in the dtype of `x`.
+def rms_norm(x: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
+    """`x` over its root mean square along `axis`, in the dtype of `x`.
 
     The published code rounds to float32 in here, which caps every float64 residual at 1e-7.
     """
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPSILON)
+    return x * torch.rsqrt(x.square().mean(axis, keepdim=True) + EPSILON)
 
 
 class Linear(nn.Module):
@@ -29,8 +29,11 @@ class Linear(nn.Module):
         """Draw the weights anew, with standard deviation 1/√inputs."""
         truncated_normal_(self.weight, 1 / math.sqrt(self.weight.shape[1]), generator)
 
-    def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
-        return functional.linear(x, self.weight)
+    def forward(self, x: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
+        """The product along the last `axis` or the first, 0: one of two matrices in either case, and no number is moved to another place for it."""
+        if axis == 0:
+            return (self.weight @ x.flatten(1)).unflatten(1, x.shape[1:])
+        return functional.linear(x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
 
 
 class Embedding(nn.Module):
@@ -54,7 +57,7 @@ def inner_width(n: int, expansion: float) -> int:
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate) * up); see `inner_width`."""
+    """down(silu(gate) * up), along the last axis or the first; see `inner_width`."""
 
     def __init__(self, n: int, expansion: float) -> None:
         super().__init__()
@@ -62,9 +65,9 @@ class SwiGLU(nn.Module):
         self.gate_up_proj = Linear(n, 2 * inner)
         self.down_proj = Linear(inner, n)
 
-    def forward(self, x: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(functional.silu(gate) * up)
+    def forward(self, x: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
+        gate, up = self.gate_up_proj(x, axis).chunk(2, dim=axis)
+        return self.down_proj(functional.silu(gate) * up, axis)
 
 
 class Attention(nn.Module):
@@ -99,8 +102,7 @@ def rotary_tables(sites: int, head: int, base: float) -> tuple[Float[Tensor, "to
 class Block(nn.Module):
     """Mix over sites, then over channels, each as ``h <- rms(h + part(h))``.
 
-    With token mixing by an MLP the first RMS norm runs along the sites, because that part sees the state transposed;
-    with attention, along the channels. So it is in the published code.
+    With token mixing by an MLP the first RMS norm runs along the sites, as the mixing does; with attention, along the channels. So it is in the published code.
     """
 
     def __init__(self, *, sites: int, width: int, heads: int, expansion: float, mixer: str) -> None:
@@ -114,10 +116,10 @@ class Block(nn.Module):
 
     def forward(self, h: Float[Tensor, "row token width"], cos: Tensor, sin: Tensor) -> Float[Tensor, "row token width"]:
         if self.mixer == "mlp":
-            turned = h.transpose(1, 2)
-            h = rms_norm(turned + self.mlp_t(turned)).transpose(1, 2)
-        else:
-            h = rms_norm(h + self.self_attn(h, cos, sin))
+            h = h.transpose(0, 1)  # tokens first, so that those of all rows are mixed by one product
+            h = rms_norm(h + self.mlp_t(h, 0), 0)
+            return rms_norm(h + self.mlp(h)).transpose(0, 1)
+        h = rms_norm(h + self.self_attn(h, cos, sin))
         return rms_norm(h + self.mlp(h))
 
 
@@ -132,7 +134,7 @@ class Stack(nn.Module):
         h = h + injection
         for block in self.layers:
             h = block(h, cos, sin)
-        return h
+        return h.contiguous()  # in the order of its axes, whatever its blocks left it in
 
 
 def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator) -> None:

@@ -37,8 +37,8 @@ class TrainConfig:
         data: A puzzle file to train on instead; "" for generated puzzles.
         reveal, reveal_up_to: Share of puzzles with blanks filled in, and the largest share of blanks.
         precision: "float32", or "bfloat16" for the matrix products.
-        engine: "eager", or "compiled" to fuse what lies between the matrix products (torch.compile; a C++ compiler must be installed). The
-            first segments wait for it, half a minute or so; then a segment takes less time. The two differ in rounding.
+        engine: "eager", or "compiled" to fuse what lies between the matrix products of a recursion (torch.compile; a C++ compiler must be installed).
+            The first segments wait for it, half a minute or so; then a segment takes less time. The two differ in rounding.
         seed: Of weights, puzzles, stream, starts and noise.
     """
 

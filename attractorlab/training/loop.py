@@ -7,7 +7,6 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,15 +20,14 @@ from attractorlab.models.eqr import EqR
 from attractorlab.models.feedforward import FeedForward
 from attractorlab.models.unpickling import CheckpointError
 from attractorlab.training.config import TrainConfig, config_from_json, config_to_json
-from attractorlab.training.losses import halt_loss, softmax_cross_entropy, stablemax_cross_entropy
-from attractorlab.training.preparing import compile_stacks, network, training_pool
+from attractorlab.training.learning import segment_of
+from attractorlab.training.preparing import network, training_pool
 from attractorlab.training.ranks import ALONE, Ranks
 from attractorlab.training.shards import newest, read_shards, write_shards
 from attractorlab.training.stream import PuzzleStream, fingerprint
 from attractorlab.training.validation import validation_accuracy, validation_puzzles
 from attractorlab.types import Instance, State
 
-LOSSES = {"stablemax": stablemax_cross_entropy, "softmax": softmax_cross_entropy}
 SUMS = ("loss", "halt_loss", "done", "solved", "used")  # what is added up between two reports
 CACHED = 32  # slots that a CPU learns from at a time: what their layers hold in between stays in its cache, or near it
 Progress = dict[str, float]
@@ -71,8 +69,6 @@ class Trainer:
         self.model = network(config, sites, self.generators["weights"]).to(self.device).train()
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True)
-        if config.engine == "compiled":
-            compile_stacks(self.model, self.device)
         assert self.pool.targets is not None
         near = replace(self.pool, inputs=self.pool.inputs.to(self.device), targets=self.pool.targets.to(self.device))
         self.stream = PuzzleStream(near, self.generators["stream"], config.reveal, config.reveal_up_to)
@@ -86,6 +82,7 @@ class Trainer:
         self.least = torch.zeros_like(self.steps)
         self.halted = torch.ones_like(self.steps, dtype=torch.bool)
         self.groups = torch.arange(n, device=self.device).chunk(-(-n // CACHED) if self.device.type == "cpu" else 1)
+        self.learn = segment_of(self.model, config, slots=n, device=self.device, noise=self.generators["noise"])
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)  # read, and with that waited for, at reports alone
 
     def run(self, *, every: int = 20) -> Iterator[Progress]:
@@ -148,30 +145,11 @@ class Trainer:
         Returns:
             For each slot whether it is solved, and its halting logit (0 without one); and its part in the mean of each of the two losses.
         """
-        targets = self.targets[group]
-        with self._precision():
-            z, logits, halt = self._forward(self.inputs[group], {name: leaf[group] for name, leaf in self.carry.items()})
-        solved = (logits.argmax(-1) == targets).all(1)
-        answer = LOSSES[self.config.loss](logits.float(), targets).mean(1) / len(self.steps)
-        halting = torch.zeros_like(answer) if halt is None else halt_loss(halt, solved) / len(self.steps)
+        z, solved, halt, answer, halting = self.learn({name: leaf[group] for name, leaf in self.carry.items()}, self.inputs[group], self.targets[group])
         (answer + 0.5 * halting).sum().backward()
         for name, leaf in z.items():
             self.carry[name][group] = leaf.detach().float()
-        return solved, torch.zeros_like(answer) if halt is None else halt.detach(), answer.detach(), halting.detach()
-
-    def _forward(self, inputs: Int[Tensor, "slot site"], z: State) -> tuple[State, Tensor, Tensor | None]:
-        """The state after a segment, its logits and its halting logits; a feed-forward network has only logits."""
-        model = self.model
-        if isinstance(model, FeedForward):
-            return {}, model(inputs), None
-        rule = model.noisy(self.config.noise, self.generators["noise"]) if self.config.noise else model.tick
-        with torch.no_grad():
-            drive = {"x": model.embed_tokens(inputs)}
-            for _ in range(self.config.H_cycles - 1):
-                z = rule(z, drive)
-        z = rule(z, {"x": model.embed_tokens(inputs)})
-        out = model.readout(z)
-        return z, out["logits"], out["halt"]
+        return solved, halt.detach(), answer.detach(), halting.detach()
 
     def _refill(self) -> None:
         """New puzzles and starts in the slots that halted. On an accelerator they are drawn for all slots, because counting those would wait for it."""
@@ -213,11 +191,6 @@ class Trainer:
         ours: list[Tensor] = list(self.average.parameters())
         theirs: list[Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(ours, theirs, 1 - decay)
-
-    def _precision(self) -> AbstractContextManager[object]:
-        if self.config.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
 
     def finished_model(self, name: str) -> EqR | FeedForward:
         """The averaged model, on the CPU."""

@@ -1,18 +1,14 @@
-"""What a training starts from: its network, compiled or not, and its puzzles."""
+"""What a training starts from: its network and its puzzles."""
 
 import ctypes
-import os
 import platform
-import shutil
 
 import torch
-from torch import nn
 
 from attractorlab import tasks
 from attractorlab.models.checkpoints import find, load, load_feedforward
 from attractorlab.models.eqr import EqR, EqRConfig
 from attractorlab.models.feedforward import FeedForward
-from attractorlab.models.layers import Stack
 from attractorlab.tasks import generate
 from attractorlab.training.config import TrainConfig
 from attractorlab.types import Instance
@@ -32,19 +28,6 @@ def network(config: TrainConfig, sites: int, generator: torch.Generator) -> EqR 
             )
         network.load_state_dict(other.state_dict())
     return network
-
-
-def compile_stacks(model: nn.Module, device: torch.device) -> None:
-    """Let the stacks of `model` run as compiled code; names and weights stay as they are."""
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        raise ValueError(
-            f"`train` got engine='compiled' and found no {compiler}. On the CPU, compiled training needs a C++ compiler. "
-            "Install g++, name another one in the environment variable CXX, or use engine=eager."
-        )
-    for module in model.modules():
-        if isinstance(module, Stack):
-            module.compile(dynamic=False)
 
 
 def keep_freed_memory() -> bool:

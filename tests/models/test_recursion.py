@@ -20,7 +20,7 @@ from attractorlab.models import (
     load,
     save,
 )
-from attractorlab.models.layers import rms_norm
+from attractorlab.models.layers import Stack, rms_norm
 from attractorlab.testing import check_map
 from attractorlab.types import Instance
 
@@ -267,3 +267,24 @@ def test_the_published_norm_rounds_to_single_precision_and_ours_does_not(generat
     exact = functional.rms_norm(x, (8,), eps=1e-5)
     assert (rms_norm(x) - exact).abs().max() < 1e-15
     assert (rms_norm(x.float()).double() - exact).abs().max() > 1e-9
+
+
+def test_a_stack_mixes_tokens_as_if_each_row_were_turned(generator):
+    f, sites, width = functional, 5, 8
+    model = EqR(EqRConfig("toy", sites=sites, vocabulary=3, width=width, blocks=2), generator=generator).to(torch.float64)
+    stack: Stack = model.L_level
+    h, injection = torch.randn(2, 3, sites, width, generator=generator, dtype=torch.float64)
+
+    def swiglu(part, x):
+        gate, up = f.linear(x, part.gate_up_proj.weight).chunk(2, dim=-1)
+        return f.linear(f.silu(gate) * up, part.down_proj.weight)
+
+    wanted = []
+    for one in h + injection:
+        for block in stack.layers:
+            one = f.rms_norm(one.T + swiglu(block.mlp_t, one.T), (sites,), eps=1e-5).T
+            one = f.rms_norm(one + swiglu(block.mlp, one), (width,), eps=1e-5)
+        wanted.append(one)
+    for order in (h, h.transpose(0, 1).contiguous().transpose(0, 1)):
+        found = stack(order, injection, model.cos, model.sin)
+        assert found.is_contiguous() and (found - torch.stack(wanted)).abs().max() < 1e-14
