@@ -29,11 +29,8 @@ class Linear(nn.Module):
         """Draw the weights anew, with standard deviation 1/√inputs."""
         truncated_normal_(self.weight, 1 / math.sqrt(self.weight.shape[1]), generator)
 
-    def forward(self, x: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
-        """The product along the last `axis` or the first, 0: one of two matrices in either case, and no number is moved to another place for it."""
-        if axis == 0:
-            return (self.weight @ x.flatten(1)).unflatten(1, x.shape[1:])
-        return functional.linear(x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
+    def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
+        return functional.linear(x, self.weight)
 
 
 class Embedding(nn.Module):
@@ -57,7 +54,7 @@ def inner_width(n: int, expansion: float) -> int:
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate) * up), along the last axis or the first; see `inner_width`."""
+    """down(silu(gate) * up); see `inner_width`."""
 
     def __init__(self, n: int, expansion: float) -> None:
         super().__init__()
@@ -65,9 +62,14 @@ class SwiGLU(nn.Module):
         self.gate_up_proj = Linear(n, 2 * inner)
         self.down_proj = Linear(inner, n)
 
-    def forward(self, x: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
-        gate, up = self.gate_up_proj(x, axis).chunk(2, dim=axis)
-        return self.down_proj(functional.silu(gate) * up, axis)
+    def forward(self, x: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(functional.silu(gate) * up)
+
+    def of_columns(self, x: Float[Tensor, "n column"]) -> Float[Tensor, "n column"]:
+        """The same for vectors that are columns."""
+        gate, up = (self.gate_up_proj.weight @ x).chunk(2)
+        return self.down_proj.weight @ (functional.silu(gate) * up)
 
 
 class Attention(nn.Module):
@@ -102,7 +104,8 @@ def rotary_tables(sites: int, head: int, base: float) -> tuple[Float[Tensor, "to
 class Block(nn.Module):
     """Mix over sites, then over channels, each as ``h <- rms(h + part(h))``.
 
-    With token mixing by an MLP the first RMS norm runs along the sites, as the mixing does; with attention, along the channels. So it is in the published code.
+    With token mixing by an MLP the first RMS norm runs along the sites, because that part sees the state transposed;
+    with attention, along the channels. So it is in the published code.
     """
 
     def __init__(self, *, sites: int, width: int, heads: int, expansion: float, mixer: str) -> None:
@@ -115,12 +118,22 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, expansion)
 
     def forward(self, h: Float[Tensor, "row token width"], cos: Tensor, sin: Tensor) -> Float[Tensor, "row token width"]:
+        if self.mixer == "mlp" and torch.compiler.is_compiling():
+            return self._tokens_first(h.transpose(0, 1)).transpose(0, 1)
         if self.mixer == "mlp":
-            h = h.transpose(0, 1)  # tokens first, so that those of all rows are mixed by one product
-            h = rms_norm(h + self.mlp_t(h, 0), 0)
-            return rms_norm(h + self.mlp(h)).transpose(0, 1)
-        h = rms_norm(h + self.self_attn(h, cos, sin))
+            turned = h.transpose(1, 2)
+            h = rms_norm(turned + self.mlp_t(turned)).transpose(1, 2)
+        else:
+            h = rms_norm(h + self.self_attn(h, cos, sin))
         return rms_norm(h + self.mlp(h))
+
+    def _tokens_first(self, h: Float[Tensor, "token row width"]) -> Float[Tensor, "token row width"]:
+        """The same for compiled code: in this order mixing is one product for all rows and a block turns nothing.
+
+        Eager code keeps rows first, for what is recorded or edited at its modules.
+        """
+        h = rms_norm(h + self.mlp_t.of_columns(h.flatten(1)).unflatten(1, h.shape[1:]), 0)
+        return rms_norm(h + self.mlp(h.flatten(0, 1)).unflatten(0, h.shape[:2]))
 
 
 class Stack(nn.Module):
@@ -134,7 +147,7 @@ class Stack(nn.Module):
         h = h + injection
         for block in self.layers:
             h = block(h, cos, sin)
-        return h.contiguous()  # in the order of its axes, whatever its blocks left it in
+        return h.contiguous()
 
 
 def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator) -> None:
