@@ -68,7 +68,6 @@ class EqR(AbstractRecursion):
 
         It is random, so it breaks the law `deterministic`, and no analysis that needs a law takes it.
         """
-
         return lambda z, drive: self.noisy_tick(z, drive, self.noise(z, scale, generator))
 
     def noise(self, z: State, scale: float, generator: torch.Generator) -> tuple[Float[Tensor, "row token width"], ...]:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Learned(NamedTuple):
-    """What a segment leaves: the states, and for each slot its answer and its parts in the two losses."""
+    """What a segment leaves: the states, and for each slot whether it is solved, and its parts in the losses of answers and of halting."""
 
     z: State
     solved: Bool[Tensor, " slot"]
@@ -44,7 +44,7 @@ def segment_of(model: EqR | FeedForward, config: TrainConfig, *, slots: int, dev
     Raises:
         ValueError: If they are to be compiled and there is no compiler.
     """
-    loss, recurrent = LOSSES[config.loss], isinstance(model, EqR)
+    loss = LOSSES[config.loss]
 
     def draw(z: State) -> tuple[Tensor, ...]:
         return model.noise(z, config.noise, noise) if isinstance(model, EqR) and config.noise else ()
@@ -71,7 +71,7 @@ def segment_of(model: EqR | FeedForward, config: TrainConfig, *, slots: int, dev
 
     def segment(z: State, inputs: Tensor, targets: Tensor) -> Learned:
         with precision_of(config, device):
-            if recurrent:
+            if isinstance(model, EqR):
                 with torch.no_grad():
                     x = model.embed_tokens(inputs)
                     for _ in range(config.H_cycles - 1):
