@@ -31,7 +31,6 @@ from attractorlab.cli_tools import (
     progress_bar,
     run_folder,
     stages,
-    stored_command,
     tell,
     use,
 )
@@ -145,7 +144,7 @@ def inspect(
     from attractorlab.models.base import weights_hash
 
     about = models.describe(models.find(path))
-    model = models.load_feedforward(models.find(path)) if about["model"] == "feedforward" else models.load(path)
+    model = models.load_feedforward(path) if about["model"] == "feedforward" else models.load(path)
     parameters = sum(p.numel() for p in model.parameters())
     facts = {"name": about["name"], "kind": about["model"], "weights": weights_hash(model), "parameters": parameters, **json.loads(about["config"])}
     facts |= {key: about[key] for key in ("command", "segments", "data", "source", "weights_from") if key in about}
@@ -265,7 +264,7 @@ def _record(
             )
         asked[BASELINE] = series(other, second, starts, reasoner.config.start_scale)
         asked[OWN] = series(other, second, 1, None)
-    settings = {"data": data, "split": split, "level": level, "command": stored_command(folder) or command_line()}
+    settings = {"data": data, "split": split, "level": level, "command": command_line()}
     from attractorlab.dynamics.orbits import check_tol
 
     check_tol(tol, reasoner.dtype, command)

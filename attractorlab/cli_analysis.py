@@ -10,6 +10,7 @@ import typer
 
 from attractorlab.cli_tables import Facts, fixed_point_lines, lyapunov_lines, spectrum_lines
 from attractorlab.cli_tools import (
+    SEEDS,
     Json,
     Level,
     Threads,
@@ -21,7 +22,6 @@ from attractorlab.cli_tools import (
     progress_bar,
     run_folder,
     stages,
-    stored_command,
     use,
 )
 from attractorlab.errors import Unfinished
@@ -46,7 +46,7 @@ Split = Annotated[str | None, typer.Option(help="Which part of the puzzles.", sh
 Rows = Annotated[int | None, typer.Option(help="Puzzles, one of each of as many equal parts of the split.", min=1, show_default=str(DEFAULTS["rows"]), rich_help_panel=PANEL)]
 Starts = Annotated[int | None, typer.Option(help="Random starts per puzzle.", min=1, show_default=str(DEFAULTS["starts"]), rich_help_panel=PANEL)]
 Ticks = Annotated[int | None, typer.Option(help="Ticks to follow each start.", min=1, show_default=str(DEFAULTS["ticks"]), rich_help_panel=PANEL)]
-Seed = Annotated[int | None, typer.Option(help="Of the starts.", min=0, max=2**40, show_default=str(DEFAULTS["seed"]), rich_help_panel=PANEL)]
+Seed = Annotated[int | None, typer.Option(help="Of the starts.", min=0, max=SEEDS, show_default=str(DEFAULTS["seed"]), rich_help_panel=PANEL)]
 SeriesName = Annotated[str | None, typer.Option("--series", help="Which series of a run: main, in that of a report also baseline or own.", show_default="main")]
 Limit = Annotated[int, typer.Option(help="Ends to analyse at most, spread evenly over the puzzles.", min=1)]
 Method = Annotated[str, typer.Option(help=f"{', '.join(STEPS)}.")]
@@ -374,5 +374,5 @@ def _place(out: Path, config: Mapping[str, Any], command: str) -> "Run":
     from attractorlab.store import Run
     from attractorlab.sweep import PUZZLES
 
-    asked = {**config, "command": stored_command(out) or command_line()}
+    asked = {**config, "command": command_line()}
     return Run.create(out, config=asked, units=[PUZZLES, command])

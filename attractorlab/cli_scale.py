@@ -28,7 +28,6 @@ from attractorlab.cli_tools import (
     print_json,
     progress_bar,
     stages,
-    stored_command,
     use,
 )
 from attractorlab.errors import Unfinished
@@ -92,8 +91,10 @@ def scale(
     must_be_no_folders(out / "scale.json", out / "scale.md", out / "index.html", out / "throughput.json")
     must_take_files(out)
     must_be_usable("scale", device)
-    if math.isnan(halt_above) or not (halt_rest is None or halt_rest > 0):
-        raise ValueError(f"`scale` got --halt-above {halt_above:g} and --halt-rest {halt_rest}. A threshold is a number, and a residual is above 0. Use --halt-above 0, and --halt-rest 1e-4 or none.")
+    if not math.isfinite(halt_above) or not (halt_rest is None or 0 < halt_rest < math.inf):
+        raise ValueError(
+            f"`scale` got --halt-above {halt_above:g} and --halt-rest {halt_rest}. A threshold is a finite number, and a residual is above 0. Use --halt-above 0, and --halt-rest 1e-4 or none."
+        )
     for name, value, choices in (("every", every, ("segment", "recursion")), ("starts", starts, ("own", "random")), ("dtype", dtype, ("float32", "float64", "bfloat16"))):
         if value not in choices:
             raise ValueError(f"`scale` got --{name} {value}. It is one of {', '.join(choices)}. Use --{name} {choices[0]}.")
@@ -104,7 +105,7 @@ def scale(
     if models.describe(models.find(model))["model"] == "feedforward":
         if share != (1, 1):
             raise ValueError(f"`scale` got --part {part} for a feed-forward network, which is measured in one piece. Parts share the units of a reasoner. Leave out --part.")
-        facts = _feedforward(models.load_feedforward(models.find(model)), out, task, data, split, rows, level)
+        facts = _feedforward(models.load_feedforward(model), out, task, data, split, rows, level, dtype, device)
     else:
         reasoner = models.load(model).to(getattr(torch, dtype)).to(device)
         instance = instances("scale", reasoner, task, data, split, rows)
@@ -131,7 +132,7 @@ def _measured(
     from attractorlab.report.scaling import nouns_of, read_off, scaled_of, scaling_facts, scaling_markdown, scaling_page
     from attractorlab.sweep import attempts_in, measure
 
-    command = stored_command(out / "run") or _of_all_parts(command_line())
+    command = _of_all_parts(command_line())
     with progress_bar("measuring", 1) as bar:
         run = measure(
             out / "run", instance, reasoner, asked, settings={**settings, "command": command}, also=[READINGS], verify=_verifier(instance), part=part, progress=_with_time_left(bar)
@@ -290,7 +291,7 @@ def _verifier(instance: "Instance") -> "Callable[[Int[Tensor, ' row'], Int[Tenso
     return lambda rows, answers: tasks.verify(instance[rows], answers)
 
 
-def _feedforward(network: "FeedForward", out: Path, task: str, data: str, split: str, rows: int | None, level: float) -> dict[str, Any]:
+def _feedforward(network: "FeedForward", out: Path, task: str, data: str, split: str, rows: int | None, level: float, dtype: str, device: str) -> dict[str, Any]:
     """The one number of a network that has no ticks and no starts."""
     if (out / "run").exists():
         raise ValueError(f"`scale` got --out {out}, which holds the run of a reasoner. A feed-forward network has no run, and would stand beside that of another model. Choose another --out.")
@@ -303,21 +304,20 @@ def _feedforward(network: "FeedForward", out: Path, task: str, data: str, split:
 
     instance = instances("scale", network, task, data, split, rows)
     assert instance.targets is not None
+    about = {"model": network.name, "weights": weights_hash(network), "task": instance.task, "data": data or f"bundled, {split}", "puzzles": len(instance), "dtype": dtype, "device": device}
+    _refuse_other(out / "scale.json", about)
+    network = network.to(getattr(torch, dtype)).to(device)
     found = []
     with progress_bar("measuring", len(instance)) as bar, torch.no_grad():
         for k in range(0, len(instance), BATCH):
             bar(k, f"{k} of {len(instance)}")
-            found.append(network(instance.inputs[k : k + BATCH]).argmax(-1) == instance.targets[k : k + BATCH])
+            found.append(network(instance.inputs[k : k + BATCH].to(device)).argmax(-1).cpu() == instance.targets[k : k + BATCH])
     right = torch.cat(found).all(1)
     groups = tasks.same_solutions(instance)
     accuracy, low, high = cluster_share(right, groups, level=level)
     facts = {
-        "model": network.name,
-        "weights": weights_hash(network),
+        **about,
         "kind": "feedforward",
-        "task": instance.task,
-        "data": data or f"bundled, {split}",
-        "puzzles": len(instance),
         "solutions that differ": len(torch.unique(groups)),
         "clock": "none: a feed-forward network has no ticks and no starts, so depth, breadth and halting do not apply",
         "accuracy": accuracy,
@@ -331,6 +331,16 @@ def _feedforward(network: "FeedForward", out: Path, task: str, data: str, split:
     lines = [f"# Accuracy: {plain(network.name)}", "", "| what | value |", "|---|---|", *[f"| {key} | {plain(str(value))} |" for key, value in facts.items()], ""]
     write_whole({out / "scale.json": json.dumps(finite(facts), indent=1), out / "scale.md": "\n".join(lines)})
     return facts
+
+
+def _refuse_other(file: Path, about: Mapping[str, Any]) -> None:
+    """Leave the results of another network, of other puzzles, dtype or device, where they are."""
+    try:
+        there = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return  # none, or none that can be read
+    if differ := [key for key, value in about.items() if there.get(key) != value]:
+        raise ValueError(f"`scale` got --out {file.parent}, whose results differ in {', '.join(differ)}. They would be replaced by others. Choose another --out, or remove that folder.")
 
 
 def _numbers(name: str, text: str, *, most: int) -> list[int]:

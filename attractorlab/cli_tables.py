@@ -119,6 +119,8 @@ def lyapunov_lines(facts: Facts) -> Iterator[str]:
 
 def scale_lines(facts: Facts) -> Iterator[str]:
     """What `scale` prints: accuracy in per cent; all else is in the files."""
+    from attractorlab.report.markdown import short
+
     if "grid" not in facts:
         yield from _said(f"{facts['model']} (weights {facts['weights']}) on {facts['puzzles']} puzzles of {facts['task']}, {facts['solutions that differ']} solutions. {facts['clock']}.")
         yield f"accuracy: {_percent(facts['accuracy'])}, {100 * facts['level']:g} % interval {100 * facts['low']:.1f} to {_percent(facts['high'])}"
@@ -139,7 +141,7 @@ def scale_lines(facts: Facts) -> Iterator[str]:
             lines = []
             for i, d in enumerate(one["depth"]):
                 for j, b in enumerate(one["breadth"]):
-                    lines.append((str(d), str(b), f"{one['map_calls'][i][j]:.4g}", *(f"{100 * one['accuracy'][i][j][s]:.1f}" for s in some)))
+                    lines.append((str(d), str(b), short(one["map_calls"][i][j]), *(f"{100 * one['accuracy'][i][j][s]:.1f}" for s in some)))
                     lines.append(("", "", "", *(f"{100 * one['low'][i][j][s]:.0f}-{100 * one['high'][i][j][s]:.0f}" for s in some)))
             yield from _table(head, lines)
     if "gain" in facts:
@@ -148,9 +150,9 @@ def scale_lines(facts: Facts) -> Iterator[str]:
         for i, d in enumerate(gain["depth"]):
             match = gain["matched"][i]
             yield from _said(
-                f"depth {d}: {100 * gain['accuracy'][i]:.1f} % with halting after {gain['calls'][i]:.3g} ticks on average, {100 * gain['full'][i]:.1f} % without after {d} "
-                f"({gain['saving'][i]:.3g} x); without halting as good "
-                + (f"at tick {match}, {gain['ratio'][i]:.3g} x its ticks." if match > 0 else f"at none of the ticks read, up to {facts['ticks']}.")
+                f"depth {d}: {100 * gain['accuracy'][i]:.1f} % with halting after {short(gain['calls'][i])} ticks on average, {100 * gain['full'][i]:.1f} % without after {d} "
+                f"({short(gain['saving'][i])} x); without halting as good "
+                + (f"at tick {match}, {short(gain['ratio'][i])} x its ticks." if match > 0 else f"at none of the ticks read, up to {facts['ticks']}.")
             )
     yield from ("", f"results: {facts['results']}")
     if facts["throughput"]:
@@ -161,7 +163,7 @@ def scale_lines(facts: Facts) -> Iterator[str]:
 def speed(timed: Facts) -> str:
     """What halting with refill saves in time, in words."""
     return (
-        f"{timed['instances_per_second_refill']:.3g} instances a second with halting and refill, {timed['instances_per_second_full']:.3g} with all run to tick {timed['ticks']}: "
+        f"{timed['instances_per_second_refill']:.3g} instances a second with halting and refill, {timed['instances_per_second_full']:.3g} with all run to tick {timed['ticks']} (or until a state returns to the bit): "
         f"{timed['ratio']:.3g} times, for {timed['ticks_full'] / timed['ticks_refill']:.3g} times fewer ticks ({timed['instances']} instances, {timed['slots']} slots, {timed['threads']} threads, {timed['device']})"
     )
 

@@ -33,7 +33,8 @@ Starts = Annotated[int, typer.Option(help="Random starts per puzzle.", min=1)]
 Ticks = Annotated[int, typer.Option(help="Ticks to follow each start; one tick is one segment of the model.", min=3)]
 Tol = Annotated[float, typer.Option(help="Relative residual that counts as at rest.")]
 Level = Annotated[float, typer.Option(help="Coverage of the intervals.", min=0.5, max=0.9999)]
-Seed = Annotated[int, typer.Option(help="Of the starts.", min=0, max=2**40)]
+SEEDS = 2**32 - 1  # torch's generators look at no more bits of a seed
+Seed = Annotated[int, typer.Option(help="Of the starts.", min=0, max=SEEDS)]
 
 
 def convert(
@@ -111,15 +112,6 @@ def run_folder(path: str | Path) -> Path | None:
             if error.errno != errno.ENAMETOOLONG:
                 raise
     return None
-
-
-def stored_command(folder: Path) -> str:
-    """The command that began a run, empty if there is none: continuing it with other spelling is no difference."""
-    if not (folder / "manifest.json").exists():
-        return ""
-    from attractorlab.store import Run
-
-    return str(Run(folder).manifest.config.get("command", ""))
 
 
 def instances(command: str, reasoner: "AbstractRecursion | FeedForward", task: str, data: str, split: str, rows: int | None) -> "Instance":

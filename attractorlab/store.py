@@ -87,7 +87,7 @@ class Run:
 
         Args:
             path: Its folder.
-            config: What was asked, as JSON can hold it. A run is continued by the same alone.
+            config: What was asked, as JSON can hold it. A run is continued by the same alone, but for the entry `command`: how it is typed or shared out is no difference.
             units: The names of what it will hold, each written once.
             optional: Names of what may be added.
 
@@ -97,12 +97,14 @@ class Run:
         _check_units((*units, *optional))
         place = Path(path)
         if not (place / "manifest.json").exists():
-            (place / "segments").mkdir(parents=True, exist_ok=True)
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            _put_first(place / "manifest.json", json.dumps(asdict(Manifest(config=config, units=tuple(units), created=now, optional=tuple(optional))), indent=1).encode())
+            manifest = json.dumps(asdict(Manifest(config=config, units=tuple(units), created=now, optional=tuple(optional))), indent=1, allow_nan=False)
+            (place / "segments").mkdir(parents=True, exist_ok=True)
+            _put_first(place / "manifest.json", manifest.encode())
         run = cls(place)
-        if json.loads(json.dumps(dict(config))) != run.manifest.config or tuple(units) != run.manifest.units:
-            differ = sorted(key for key in {*config, *run.manifest.config} if json.loads(json.dumps(config.get(key))) != run.manifest.config.get(key))
+        asked, there = json.loads(json.dumps(dict(config))), run.manifest.config
+        differ = sorted(key for key in {*asked, *there} - {"command"} if key not in asked or key not in there or asked[key] != there[key])
+        if differ or tuple(units) != run.manifest.units:
             raise RunError(
                 f"{place} holds a run that differs in {', '.join(differ) or 'its units'}. A run is only continued with the same settings. "
                 "Choose another --out, or remove that folder."

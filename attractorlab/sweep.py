@@ -273,7 +273,7 @@ def own_starts(reasoner: AbstractRecursion, instance: Instance, rows: Int[Tensor
 
 
 def throughput(reasoner: AbstractRecursion, instance: Instance, asked: Measure) -> dict[str, float | int | str]:
-    """Instances per second, one start each, with every row run to the last tick and with halted rows leaving to slots that are refilled at once; timed one after the other.
+    """Instances per second, one start each, with every row run to the last tick, or until its state returns to the bit, and with halted rows leaving; in both ways slots are refilled at once. Timed one after the other.
 
     Raises:
         ValueError: If no halting policy is asked for.

@@ -195,6 +195,10 @@ def test_a_feed_forward_network_has_one_number(tmp_path, capsys):
     assert "do not apply" in printed("scale", path, "--rows", "20", "--out", tmp_path / "out") and (tmp_path / "out" / "scale.md").exists()
     fails(capsys, 2, "holds the results of a feed-forward network", "Choose another --out", argv=["scale", "eqr-sudoku-4", "--rows", "2", "--time-rows", "0", "--out", str(tmp_path / "out")])
     fails(capsys, 2, "measured in one piece", "Leave out --part", argv=["scale", str(path), "--part", "1/2", "--out", str(tmp_path / "parts")])
+    exact = said("scale", path, "--rows", "20", "--dtype", "float64", "--out", tmp_path / "exact")
+    assert exact["dtype"] == "float64" and exact["device"] == facts["device"] == "cpu" and exact["accuracy"] == facts["accuracy"]
+    fails(capsys, 2, "differ in puzzles, dtype", "Choose another --out", argv=["scale", str(path), "--rows", "10", "--out", str(tmp_path / "exact")])
+    assert json.loads((tmp_path / "exact" / "scale.json").read_text()) == exact
     assert json.loads((tmp_path / "out" / "scale.json").read_text())["kind"] == "feedforward" and not (tmp_path / "out" / "run").exists() and not (tmp_path / "parts").exists()
 
 
@@ -232,7 +236,9 @@ def test_misuse_is_refused_with_what_to_do(whole, tmp_path, capsys):
     fails(capsys, 2, "--starts none", argv=[*base, "--starts", "none"])
     fails(capsys, 2, "one fixed start", "--starts random", argv=["scale", "trm-sudoku-6", "--rows", "2", "--breadth", "1,2", *out])
     fails(capsys, 2, "--halt-above nan", "--halt-above 0", argv=[*base, "--halt-above", "nan"])
+    fails(capsys, 2, "--halt-above inf", "finite", argv=[*base, "--halt-above", "inf"])
     fails(capsys, 2, "--halt-rest -1.0", "above 0", argv=[*base, "--halt-rest", "-1"])
+    fails(capsys, 2, "--halt-rest inf", "above 0", argv=[*base, "--halt-rest", "inf"])
     for option, value in (("--dtype", "float8"), ("--device", "abacus"), ("--every", "blink"), ("--starts", "none"), ("--halt-above", "nan")):  # refused of models, too, to which it does not apply
         fails(capsys, 2, option.removeprefix("--").split("-")[0], argv=["scale", "feedforward-sudoku-9", "--rows", "4", *out, option, value])
     fails(capsys, 2, "holds the run of a reasoner", "Choose another --out", argv=["scale", twin(tmp_path / "twin.safetensors", "sudoku-4", 16, 6), "--out", whole[0]])

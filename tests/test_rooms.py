@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "doctor": "errors types trees maps store tasks models dynamics projection",
     "probes": "errors types",
     "cli_tools": "errors types store tasks models report",
-    "cli_tables": "",
+    "cli_tables": "report",
     "cli_analysis": "errors types store models dynamics sweep report cli_tools cli_tables",
     "cli_training": "errors models training plots report cli_tools",
     "cli_scale": "errors types statistics store tasks models dynamics sweep report cli_tools cli_tables",

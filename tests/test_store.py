@@ -137,6 +137,7 @@ def test_a_run_is_continued_with_the_same_settings_alone(tmp_path):
     run = fresh(tmp_path / "run", seed=1, ids=("x", "y"))
     run.write("a", {"trajectory": trajectory()})
     assert fresh(tmp_path / "run", seed=1, ids=["x", "y"]).done() == ["a"]
+    assert fresh(tmp_path / "run", seed=1, ids=["x", "y"], command="typed otherwise").done() == ["a"]
     with pytest.raises(RunError, match=r"holds a run that differs in seed\. .*same settings.*Choose another --out"):
         fresh(tmp_path / "run", seed=2, ids=("x", "y"))
     with pytest.raises(RunError, match=r"differs in more, seed\."):

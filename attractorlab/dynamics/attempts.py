@@ -83,7 +83,7 @@ def attempt(
         verify: Whether answers obey the rules of the task, for the column `valid`.
 
     Raises:
-        ValueError: If sizes do not fit, `read` leaves the range, a policy or `hold` needs a readout that the map lacks, or a few rows show that the
+        ValueError: If sizes do not fit, states are no floating-point numbers, `read` leaves the range, a policy or `hold` needs a readout that the map lacks, or a few rows show that the
             map writes into its argument or gives no state like it.
 
     Example:
@@ -257,6 +257,9 @@ def _followed(
         raise ValueError(
             f"`{name}` got targets of shape {tuple(targets.shape)} for instances up to {int(instance.max())}. Targets are one row of sites per instance. Pass the `targets` that were bound."
         )
+    if not all(leaf.is_floating_point() for leaf in z.values()):
+        kinds = ", ".join(sorted({str(leaf.dtype).removeprefix("torch.") for leaf in z.values()}))
+        raise ValueError(f"`{name}` got states in {kinds}. Residuals are measured between floating-point numbers. Cast the state: `trees.to(z, torch.float64)`.")
     check_some(f, z, name, laws=False)
     run = Slots(f, z, ticks=ticks, read=steps, slots=slots, targets=None if targets is None else targets[instance], leave=leave, hold=hold, caller=name)
     if halting is not None:

@@ -62,13 +62,18 @@ def scaling(
         Columns `mean` (a start picked blindly), the selectors by name, and `any` (an oracle picks: the ceiling).
 
     Raises:
-        ValueError: If the instances have no targets, or a depth or breadth is below 1.
+        ValueError: If the instances have no targets, a depth or breadth is below 1, or the starts of an instance are all the same.
     """
     _check_sizes(depth, breadth, "scaling")
     if instance.targets is None:
         raise ValueError("`scaling` got instances without targets. Accuracy needs the right answers. Load puzzles that have them.")
     f = strobe(reasoner.bind(instance), every).take(repeat_rows(len(instance), max(breadth)))
     z = reasoner.start(f.drive, generator=generator)
+    if max(breadth) > 1 and all(bool((leaf[0] == leaf[1]).all()) for leaf in z.values()):
+        raise ValueError(
+            f"`scaling` got breadth {list(breadth)} for a reasoner with one fixed start. All starts of an instance would be the same. "
+            "Use breadth=[1], or random starts: `attempt` and `scaling_grid`."
+        )
     with torch.no_grad():
         halts = "halt" in f.take([0]).readout({name: leaf[:1] for name, leaf in z.items()})
     runs = attempt(

@@ -136,20 +136,26 @@ def load(
     return reasoner.eval().requires_grad_(False)
 
 
-def load_feedforward(path: str | os.PathLike[str]) -> FeedForward:
-    """The feed-forward network in a file that `save` wrote.
+def load_feedforward(model: str | os.PathLike[str]) -> FeedForward:
+    """The feed-forward network with a bundled name, or in a file that `save` wrote.
 
     Raises:
+        NoModelError: If there is neither such a name nor such a file.
         CheckpointError: If the file is not a whole one of ours, or holds a reasoner.
+
+    Example:
+        >>> load_feedforward("feedforward-sudoku-9").config.width
+        96
     """
+    path = find(model)
     about = describe(path)
     if about["model"] != "feedforward":
         raise CheckpointError(f"{path} holds a reasoner, {about['model']!r}. `load_feedforward` reads feed-forward networks. Use `attractorlab.models.load`.")
-    config = _config(Path(path), about)
+    config = _config(path, about)
     assert isinstance(config, FeedForwardConfig)
     network = FeedForward(config, generator=torch.Generator().manual_seed(0))
     network.name = about["name"]
-    _fill(network, Path(path))
+    _fill(network, path)
     return network.eval().requires_grad_(False)
 
 

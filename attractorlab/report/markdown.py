@@ -119,6 +119,16 @@ def write_whole(texts: dict[Path, str]) -> None:
             written.unlink(missing_ok=True)
 
 
+def short(value: float) -> str:
+    """A number in three digits, or in all before the point: ticks are whole. From ten million on in four.
+
+    Example:
+        >>> short(24.13), short(1137.0), short(16384.0), short(2.0**34)
+        ('24.1', '1137', '16384', '1.718e+10')
+    """
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}" if abs(value) < 1e7 else f"{value:.4g}"
+
+
 def _number(value: float) -> str:
     return "none" if math.isnan(value) else f"{value:.4g}"
 

@@ -14,7 +14,7 @@ from attractorlab.dynamics.attempts import Halting, halted, under
 from attractorlab.dynamics.scaling import scaling_grid
 from attractorlab.dynamics.selectors import Select, by_first_halt, by_halt, by_logit_change, by_residual, by_verifier, by_vote
 from attractorlab.dynamics.spending import foresight, halting_gain, solve_times
-from attractorlab.report.markdown import plain
+from attractorlab.report.markdown import plain, short
 from attractorlab.report.page import Block, Cell, Figure, Section, Table, Text, build_page
 from attractorlab.types import Attempts, Foresight, HaltingGain, Origin, ScalingGrid, SolveTimes
 
@@ -119,7 +119,7 @@ def accuracy_table(grid: ScalingGrid) -> tuple[tuple[str, ...], list[tuple[str, 
         for j, b in enumerate(grid.breadth.tolist()):
             cells = [share(grid.accuracy[i, j, s], grid.low[i, j, s], grid.high[i, j, s]) for s in range(len(grid.selectors))]
             spread = "-" if b == 1 else share(grid.spread[i, j], grid.spread_low[i, j], grid.spread_high[i, j])
-            lines.append((str(d), str(b), f"{float(grid.map_calls[i, j]):.4g}", *cells, spread))
+            lines.append((str(d), str(b), short(float(grid.map_calls[i, j])), *cells, spread))
     return head, lines
 
 
@@ -261,7 +261,7 @@ def number(value: Tensor, low: Tensor, high: Tensor, *, above: int | None = None
 
     def one(x: Tensor) -> str:
         v = float(x)
-        return "-" if math.isnan(v) else (f"> {above}" if above is not None else "inf") if math.isinf(v) else f"{v:.3g}"
+        return "-" if math.isnan(v) else (f"> {above}" if above is not None else "inf") if math.isinf(v) else short(v)
 
     return one(value) if math.isnan(float(value)) else f"{one(value)} [{one(low)}, {one(high)}]" if math.isfinite(float(low)) or math.isinf(float(low)) else f"{one(value)} [-]"
 

@@ -11,8 +11,8 @@ from attractorlab.models.eqr import EqRConfig
 from attractorlab.models.feedforward import FeedForwardConfig
 from attractorlab.tasks import task_of
 
-SEEDS = 2**40  # the largest seed: a thousand times as much is one of torch
-MOST = {"segments": 10**9, "batch": 2**20, "halt_max": 2**16, "puzzles": 10**8, **{name: recursion.MOST[name] for name in ("width", "blocks", "H_cycles", "L_cycles")}}
+SEEDS = 2**32 // 1000 - 1  # the largest seed: a thousand times as much, and a little, is still told apart by torch's generators, which look at 32 bits
+MOST = {"segments": 10**8 - 1, "batch": 2**20, "halt_max": 2**16, "puzzles": 10**8, **{name: recursion.MOST[name] for name in ("width", "blocks", "H_cycles", "L_cycles")}}
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class TrainConfig:
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"`TrainConfig` got weight_decay={self.weight_decay}. Weights are drawn to zero, or left. Use weight_decay=0.1.")
         if not 0 <= self.seed <= SEEDS:
-            raise ValueError(f"`TrainConfig` got seed={self.seed}. Seeds lie between 0 and 2**40. Use seed=0, for example.")
+            raise ValueError(f"`TrainConfig` got seed={self.seed}. Seeds are whole numbers from 0 to {SEEDS:,}: torch would draw the same for larger ones. Use seed=0.")
         if not 0 < self.lr < 1 or not 0 <= self.ema < 1:
             raise ValueError(f"`TrainConfig` got lr={self.lr}, ema={self.ema}. Rates lie between 0 and 1. Use lr=0.002, ema=0.999.")
 

@@ -6,7 +6,7 @@ import platform
 import torch
 
 from attractorlab import tasks
-from attractorlab.models.checkpoints import find, load, load_feedforward
+from attractorlab.models.checkpoints import load, load_feedforward
 from attractorlab.models.eqr import EqR, EqRConfig
 from attractorlab.models.feedforward import FeedForward
 from attractorlab.tasks import generate
@@ -19,7 +19,7 @@ def network(config: TrainConfig, sites: int, generator: torch.Generator) -> EqR 
     shape = config.shape(sites=sites, vocabulary=tasks.task_of(config.task).vocabulary)
     network = EqR(shape, generator=generator) if isinstance(shape, EqRConfig) else FeedForward(shape, generator=generator)
     if config.begin:
-        other = load(config.begin) if isinstance(shape, EqRConfig) else load_feedforward(find(config.begin))
+        other = load(config.begin) if isinstance(shape, EqRConfig) else load_feedforward(config.begin)
         ours, theirs = ({name: tuple(tensor.shape) for name, tensor in one.state_dict().items()} for one in (network, other))
         if ours != theirs:
             raise ValueError(

@@ -36,6 +36,9 @@ ALONE = Ranks()
 def join(device: str) -> tuple[Ranks, str]:
     """The processes that torchrun started, joined, and the device of this one; outside torchrun, this process alone.
 
+    Raises:
+        ValueError: If several processes would share one accelerator.
+
     Example:
         >>> join("cpu")
         (Ranks(rank=0, count=1), 'cpu')
@@ -43,6 +46,8 @@ def join(device: str) -> tuple[Ranks, str]:
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return ALONE, device
+    if device.startswith("cuda:"):
+        raise ValueError(f"`train` got --device {device} for {count} processes. Each has an accelerator of its own. Use --device cuda.")
     on_gpus = device == "cuda"
     if on_gpus:
         device = f"cuda:{os.environ['LOCAL_RANK']}"

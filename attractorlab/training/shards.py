@@ -46,11 +46,14 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path, about: Mapping[str
         if _same(partial, whole):  # saved before
             shutil.rmtree(partial)
         else:
-            if whole.exists():  # of another training, or damaged
-                shutil.rmtree(whole)
             _synced(partial)
+            aside = folder / f".{name}-before"
+            shutil.rmtree(aside, ignore_errors=True)
+            if whole.exists():  # of another training, or damaged
+                os.rename(whole, aside)
             os.rename(partial, whole)
             _synced(folder)
+            shutil.rmtree(aside, ignore_errors=True)
         for other in folder.iterdir():
             if other != whole and other.is_dir() and _WHOLE.fullmatch(other.name.removeprefix(".")):
                 shutil.rmtree(other)

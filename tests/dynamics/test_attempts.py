@@ -362,6 +362,9 @@ def test_misuse_is_refused_with_what_to_do():
         attempt(f, from_zero(2), **more, targets=ones(1))
     with pytest.raises(ValueError, match=r"`attempt` got targets of 2 sites for answers of 1.*site by site"):
         attempt(f, from_zero(2), **more, targets=torch.ones(2, 2).long())
+    whole = LatentMap(lambda z, x: {"z": 1 - z["z"]}, {}, readout=lambda z: {"answer": z["z"]}, clock="tick")
+    with pytest.raises(ValueError, match=r"`attempt` got states in int64\. Residuals are measured between floating-point numbers\. Cast the state"):
+        attempt(whole, {"z": torch.zeros(2, 1).long()}, **more)
     with pytest.raises(ValueError, match=r"`attempt` got hold=1e-14.*Rounding alone.*Use hold=1e-13"):
         attempt(f, from_zero(2), **{**more, "hold": 1e-14})
     silent = clocked([1, 2])

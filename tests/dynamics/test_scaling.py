@@ -241,6 +241,14 @@ def test_misuse_is_refused_with_what_to_do(generator):
             scaling_of(traj, puzzles.targets, depth=depth, breadth=breadth, **rest)
         with pytest.raises(ValueError, match=r"`scaling` got depth .*Both hold whole numbers from 1"):
             scaling(Made(), puzzles, depth=depth, breadth=breadth, generator=generator, **rest)
+
+    class Fixed(Made):
+        def start(self, drive, *, generator):
+            return {"z": torch.zeros_like(drive["goal"])}
+
+    assert scaling(Fixed(), puzzles, depth=[2], breadth=[1], generator=generator, **rest).accuracy.shape == (1, 1, 3)
+    with pytest.raises(ValueError, match=r"`scaling` got breadth \[1, 4\] for a reasoner with one fixed start\..*Use breadth=\[1\]"):
+        scaling(Fixed(), puzzles, depth=[2], breadth=[1, 4], generator=generator, **rest)
     unknown = Instance(puzzles.inputs, None, puzzles.ids, puzzles.task, None)
     with pytest.raises(ValueError, match=r"`scaling` got instances without targets.*Load puzzles that have them"):
         scaling(Made(), unknown, depth=[1], breadth=[1], generator=generator, **rest)

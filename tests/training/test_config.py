@@ -57,7 +57,7 @@ WRONG = {
     "model": ("hrm", r"got model='hrm'.*one of eqr, feedforward. Use model=eqr"),
     "loss": ("hinge", r"got loss='hinge'.*stablemax, softmax. Use loss=stablemax"),
     "precision": ("int4", r"got precision='int4'.*Use precision=float32"),
-    "segments": (0, r"got segments=0\. It is a whole number from 1 to 1,000,000,000\. Use segments=2500"),
+    "segments": (0, r"got segments=0\. It is a whole number from 1 to 99,999,999\. Use segments=2500"),
     "batch": (10**13, r"got batch=10000000000000\..*from 1 to 1,048,576\. Use batch=128"),
     "puzzles": (10**14, r"got puzzles=1.*from 1 to 100,000,000"),
     "halt_max": (10**20, r"got halt_max=1.*from 1 to 65,536\. Use halt_max=16"),

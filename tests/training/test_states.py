@@ -15,12 +15,12 @@ from torch import Tensor
 from attractorlab import tasks
 from attractorlab.errors import BadData
 from attractorlab.models import CheckpointError
-from attractorlab.models.checkpoints import find, load_feedforward, read_metadata, write_tensors
+from attractorlab.models.checkpoints import load_feedforward, read_metadata, write_tensors
 from attractorlab.training import preparing, shards
-from attractorlab.training.config import PRESETS, TrainConfig
+from attractorlab.training.config import PRESETS, SEEDS, TrainConfig
 from attractorlab.training.loop import Trainer, _cut_log, train
 from attractorlab.training.preparing import training_pool
-from attractorlab.training.ranks import ALONE
+from attractorlab.training.ranks import ALONE, join
 from attractorlab.training.shards import newest, write_shards
 from attractorlab.types import Instance
 
@@ -208,14 +208,31 @@ def test_a_model_trained_for_a_short_name_takes_the_puzzles_of_that_task() -> No
 
 def test_a_feedforward_training_begins_with_a_model_that_was_named() -> None:
     config = replace(PRESETS["feedforward-sudoku-9"], engine="eager", begin="feedforward-sudoku-9", batch=2)
-    trainer, given = Trainer(config, pool=tasks.generate(9, 4, seed=1)), load_feedforward(find("feedforward-sudoku-9")).state_dict()
+    trainer, given = Trainer(config, pool=tasks.generate(9, 4, seed=1)), load_feedforward("feedforward-sudoku-9").state_dict()
     assert all(one.equal(given[name]) for name, one in trainer.model.state_dict().items())
 
 
-def test_seeds_that_torch_cannot_take_are_refused() -> None:
-    for seed in (-1, 10**17):
-        with pytest.raises(ValueError, match=rf"`TrainConfig` got seed={seed}\. Seeds lie between 0 and 2\*\*40\. Use seed=0"):
+def test_seeds_that_torch_cannot_tell_apart_are_refused(pool: Instance) -> None:
+    for seed in (-1, SEEDS + 1, 10**17):
+        with pytest.raises(ValueError, match=rf"`TrainConfig` got seed={seed}\. Seeds are whole numbers from 0 to 4,294,966: torch would draw the same for larger ones\. Use seed=0\."):
             replace(TINY, seed=seed)
+    last = [Trainer(replace(TINY, seed=SEEDS - k), pool=pool).generators for k in (0, 1)]
+    drawn = [float(torch.rand(1, dtype=torch.float64, generator=one)) for generators in last for one in generators.values()]
+    assert len(set(drawn)) == len(drawn) == 10, "and the largest ones are told apart"
+
+
+def test_processes_do_not_share_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"`train` got --device cuda:1 for 2 processes\. Each has an accelerator of its own\. Use --device cuda\."):
+        join("cuda:1")
+
+
+def test_another_training_s_state_of_the_same_segment_gives_way_whole(tmp_path: Path, saved: Parts) -> None:
+    tensors, about = saved
+    write_shards(tensors, tmp_path, {**about, "of": "another"}, segment=2, ranks=ALONE)
+    write_shards(tensors, tmp_path, about, segment=2, ranks=ALONE)
+    assert [one.name for one in tmp_path.iterdir()] == ["segment-00000002"]
+    assert "of" not in shards.read_shards(tmp_path / "segment-00000002", ranks=ALONE)[1]
 
 
 def test_a_save_that_is_the_same_is_kept_as_it_is(tmp_path: Path, saved: Parts) -> None:
