@@ -251,6 +251,7 @@ def _asked(
     from attractorlab import models
     from attractorlab.dynamics.attempts import Halting, slots_for, spaced
     from attractorlab.dynamics.orbits import FLOOR
+    from attractorlab.dynamics.scaling import one_start
     from attractorlab.sweep import REST, Measure, Series, own_starts
 
     place = model if model in (*models.names(), *models.ALIASES) else str(Path(model).absolute())
@@ -264,7 +265,7 @@ def _asked(
     import torch
 
     f, z = own_starts(reasoner, instance, torch.tensor([0]), Series(**{**vars(one), "starts": min(2, one.starts)}), seed=seed)
-    if one.starts > 1 and all(bool((leaf[0] == leaf[1]).all()) for leaf in z.values()):
+    if one.starts > 1 and one_start(z):
         raise ValueError(
             f"`scale` got --breadth {','.join(map(str, breadths))} for {reasoner.name}, which has one fixed start. All starts of a puzzle would be the same. Use --breadth 1, or --starts random."
         )

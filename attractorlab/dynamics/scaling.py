@@ -69,7 +69,7 @@ def scaling(
         raise ValueError("`scaling` got instances without targets. Accuracy needs the right answers. Load puzzles that have them.")
     f = strobe(reasoner.bind(instance), every).take(repeat_rows(len(instance), max(breadth)))
     z = reasoner.start(f.drive, generator=generator)
-    if max(breadth) > 1 and all(bool((leaf[0] == leaf[1]).all()) for leaf in z.values()):
+    if max(breadth) > 1 and one_start(z):
         raise ValueError(
             f"`scaling` got breadth {list(breadth)} for a reasoner with one fixed start. All starts of an instance would be the same. "
             "Use breadth=[1], or random starts: `attempt` and `scaling_grid`."
@@ -80,6 +80,11 @@ def scaling(
         f, z, ticks=max(depth), read=depth, slots=slots_for(z), halting=PUBLISHED if halts else None, hold=None, targets=instance.targets, verify=verify
     )
     return _grid(runs, depth, breadth, select, level, cluster, caller="scaling")
+
+
+def one_start(z: State) -> bool:
+    """Whether the first two rows, starts of one instance, are the same, as those of a model with a fixed start are."""
+    return all(bool((leaf[0] == leaf[1]).all()) for leaf in z.values())
 
 
 def scaling_of(
