@@ -68,6 +68,7 @@ def scale(
     ] = True,
     dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    engine: Annotated[str, typer.Option(help="eager, or compiled to fuse what lies between the matrix products (on a CPU this needs a C++ compiler); last digits can differ with it.")] = "eager",
     slots: Annotated[int | None, typer.Option(help="Rows that are computed at a time; last digits can differ with it.", min=1, max=2**20, show_default="what suits the device")] = None,
     shard: Annotated[
         int | None, typer.Option(help="Puzzles in a unit of work: what an interruption loses at most. It changes no number.", min=1, show_default="as many as fill the slots 16 times")
@@ -95,7 +96,7 @@ def scale(
         raise ValueError(
             f"`scale` got --halt-above {halt_above:g} and --halt-rest {halt_rest}. A threshold is a finite number, and a residual is above 0. Use --halt-above 0, and --halt-rest 1e-4 or none."
         )
-    for name, value, choices in (("every", every, ("segment", "recursion")), ("starts", starts, ("own", "random")), ("dtype", dtype, ("float32", "float64", "bfloat16"))):
+    for name, value, choices in (("every", every, ("segment", "recursion")), ("starts", starts, ("own", "random")), ("dtype", dtype, ("float32", "float64", "bfloat16")), ("engine", engine, ("eager", "compiled"))):
         if value not in choices:
             raise ValueError(f"`scale` got --{name} {value}. It is one of {', '.join(choices)}. Use --{name} {choices[0]}.")
     import torch
@@ -103,14 +104,14 @@ def scale(
     from attractorlab import models
 
     if models.describe(models.find(model))["model"] == "feedforward":
-        if share != (1, 1):
-            raise ValueError(f"`scale` got --part {part} for a feed-forward network, which is measured in one piece. Parts share the units of a reasoner. Leave out --part.")
+        if share != (1, 1) or engine != "eager":
+            raise ValueError(f"`scale` got --part {part} and --engine {engine} for a feed-forward network, which is measured in one piece, eagerly. Parts and engines are of a reasoner's ticks. Leave them out.")
         facts = _feedforward(models.load_feedforward(model), out, task, data, split, rows, level, dtype, device)
     else:
         reasoner = models.load(model).to(getattr(torch, dtype)).to(device)
         instance = instances("scale", reasoner, task, data, split, rows)
         asked = _asked(
-            reasoner, model, instance, depths=depths, breadths=breadths, every=every, starts=starts, above=halt_above, after=halt_after, rest=halt_rest, hold=hold, slots=slots, shard=shard, seed=seed
+            reasoner, model, instance, depths=depths, breadths=breadths, every=every, starts=starts, above=halt_above, after=halt_after, rest=halt_rest, hold=hold, slots=slots, shard=shard, seed=seed, engine=engine
         )
         facts = _measured(reasoner, instance, asked, out, depths, breadths, level, time_rows, share, {"data": data, "split": split, "level": level, "depth": depths, "breadth": breadths, "thresholds": tried})
     if as_json:
@@ -168,6 +169,7 @@ def _about(run: "Run", runs: "Attempts", reasoner: "AbstractRecursion", instance
         "model": asked.series.model,
         "weights": asked.series.weights,
         "dtype": asked.dtype,
+        "engine": asked.engine,
         "device": runs.origin.device,
         "task": instance.task,
         "data": run.manifest.config["data"] or f"bundled, {run.manifest.config['split']}",
@@ -246,6 +248,7 @@ def _asked(
     slots: int | None,
     shard: int | None,
     seed: int,
+    engine: str,
 ) -> "Measure":
     """The options as what is measured."""
     from attractorlab import models
@@ -282,6 +285,7 @@ def _asked(
         shard=shard or -(-FILLED * chosen // one.starts),
         seed=seed,
         dtype=str(reasoner.dtype).removeprefix("torch."),
+        engine=engine,
     )
 
 

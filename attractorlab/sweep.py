@@ -14,7 +14,8 @@ from torch import Tensor
 from attractorlab.dynamics.attempts import Halting, Verify, attempt, elastic, joined
 from attractorlab.dynamics.orbits import FLOOR
 from attractorlab.dynamics.recorder import bytes_of, only_last, trace
-from attractorlab.maps import LatentMap, repeat_rows, strobe
+from attractorlab.maps import LatentMap, Rule, repeat_rows, strobe
+from attractorlab.models.compiling import compiled
 from attractorlab.models.recursion import AbstractRecursion
 from attractorlab.store import Run, RunError, room_for
 from attractorlab.types import Attempts, Drive, Instance, State
@@ -167,6 +168,7 @@ class Measure:
         shard: Instances in a unit of work: what a kill loses, and nothing else.
         seed: Of the starts.
         dtype: Of the computation.
+        engine: "eager", or "compiled" to fuse what lies between the matrix products of a tick, which can change last digits.
     """
 
     series: Series
@@ -178,6 +180,7 @@ class Measure:
     shard: int
     seed: int
     dtype: str
+    engine: str
 
 
 def measure(
@@ -210,7 +213,9 @@ def measure(
 
     Raises:
         RunError: If the folder holds a run that was asked for something else, or of other puzzles.
+        ValueError: If it is to be compiled and there is no compiler.
     """
+    tick = _tick(reasoner, asked)
     blocks = [range(k, min(k + asked.shard, len(instance))) for k in range(0, len(instance), asked.shard)]
     units = {f"attempts-{k:05d}": block for k, block in enumerate(blocks)}
     config = {**settings, "task": instance.task, "ids": list(instance.ids), **asdict(asked), "read": list(asked.read)}
@@ -220,13 +225,18 @@ def measure(
     for done, unit in enumerate(mine):
         progress(done, len(mine) - done, len(units))
         rows = torch.tensor(list(units[unit]))
-        f, z = own_starts(reasoner, instance, rows, asked.series, seed=asked.seed)
+        f, z = own_starts(reasoner, instance, rows, asked.series, seed=asked.seed, tick=tick)
         runs = attempt(
             f, z, ticks=asked.ticks, read=asked.read, slots=asked.slots, halting=asked.halting, hold=asked.hold, targets=instance.targets, verify=verify
         )
         run.commit(unit, {"attempts": replace(runs, origin=replace(runs.origin, seed=asked.seed))})
     progress(len(mine), 0, len(units))
     return run
+
+
+def _tick(reasoner: AbstractRecursion, asked: Measure) -> Rule | None:
+    """The compiled tick of the model, if that is asked for."""
+    return compiled(reasoner.tick, next(reasoner.parameters()).device, "measure") if asked.engine == "compiled" else None
 
 
 def _keep_puzzles(run: Run, instance: Instance) -> None:
@@ -258,10 +268,10 @@ def attempts_in(run: Run) -> Attempts:
     return joined(list(parts.values()))
 
 
-def own_starts(reasoner: AbstractRecursion, instance: Instance, rows: Int[Tensor, " chosen"], one: Series, *, seed: int) -> tuple[LatentMap, State]:
-    """The map and the starts of some instances, each start from a generator of its own; `instance` coordinates count through all of them."""
-    f = strobe(reasoner.bind(instance[rows]), one.every)
-    f = replace(f, instance=rows)
+def own_starts(reasoner: AbstractRecursion, instance: Instance, rows: Int[Tensor, " chosen"], one: Series, *, seed: int, tick: Rule | None = None) -> tuple[LatentMap, State]:
+    """The map and the starts of some instances, each start from a generator of its own; `instance` coordinates count through all of them. `tick` replaces the tick of the model."""
+    f = reasoner.bind(instance[rows])
+    f = replace(strobe(f if tick is None else replace(f, rule=tick), one.every), instance=rows)
     parts = []
     for row in range(len(rows)):
         drive = {name: leaf[row : row + 1] for name, leaf in f.drive.items()}
@@ -280,7 +290,7 @@ def throughput(reasoner: AbstractRecursion, instance: Instance, asked: Measure) 
     """
     if asked.halting is None:
         raise ValueError("`throughput` got no halting policy. It times rows that leave at their halting. Use halting=Halting(0.0, 1, None).")
-    f, z = own_starts(reasoner, instance, torch.arange(len(instance)), replace(asked.series, starts=1), seed=asked.seed)
+    f, z = own_starts(reasoner, instance, torch.arange(len(instance)), replace(asked.series, starts=1), seed=asked.seed, tick=_tick(reasoner, asked))
     slots = min(asked.slots, max(1, len(instance) // QUEUE))
     attempt(f, z, ticks=2, read=[2], slots=slots, halting=asked.halting, hold=None)  # what is slow the first time is not timed
     at = [monotonic()]

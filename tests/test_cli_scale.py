@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -117,13 +119,49 @@ def test_a_number_without_an_interval_says_so():
 def test_halting_and_refill_are_timed_against_all_to_the_end():
     reasoner, puzzles = models.load("eqr-sudoku-4"), tasks.load("sudoku-4", rows=slice(0, 12))
     one = Series(model="", weights="", starts=3, scale=None, every=2)
-    asked = Measure(series=one, ticks=8, read=(8,), halting=Halting(0.0, 1, None), hold=None, slots=64, shard=4, seed=0, dtype="float32")
+    asked = Measure(series=one, ticks=8, read=(8,), halting=Halting(0.0, 1, None), hold=None, slots=64, shard=4, seed=0, dtype="float32", engine="eager")
     timed = throughput(reasoner, puzzles, asked)
     assert timed["ticks_full"] <= 12 * 8 and timed["ticks_refill"] < timed["ticks_full"] and timed["slots"] == 3 and timed["instances"] == 12
     assert timed["ratio"] == pytest.approx(timed["seconds_full"] / timed["seconds_refill"])
     assert timed["ratio"] == pytest.approx(timed["instances_per_second_refill"] / timed["instances_per_second_full"])
     with pytest.raises(ValueError, match=r"`throughput` got no halting policy.*Use halting=Halting"):
         throughput(reasoner, puzzles, replace(asked, halting=None))
+
+
+COMPILED = """
+import sys
+from dataclasses import replace
+import torch
+from attractorlab import models, tasks
+from attractorlab.dynamics.attempts import Halting
+from attractorlab.sweep import Measure, Series, attempts_in, measure, throughput
+
+reasoner, puzzles = models.load("eqr-sudoku-4").double(), tasks.load("sudoku-4", rows=slice(0, 5))
+one = Series(model="", weights="", starts=2, scale=None, every=2)
+asked = Measure(series=one, ticks=6, read=(1, 6), halting=Halting(0.0, 1, None), hold=None, slots=4, shard=3, seed=0, dtype="float64", engine="eager")
+both = [
+    attempts_in(measure(f"{sys.argv[1]}/{engine}", puzzles, reasoner, replace(asked, engine=engine), settings={}, also=[], verify=None, part=(1, 1), progress=lambda *counts: None))
+    for engine in ("eager", "compiled")
+]
+eager, fused = both
+assert fused.solved.equal(eager.solved) and fused.answer.equal(eager.answer) and fused.halt_tick.equal(eager.halt_tick) and fused.computed.equal(eager.computed)
+assert throughput(reasoner, puzzles, replace(asked, engine="compiled"))["ticks_full"] == 30
+print(float((fused.halt - eager.halt).abs().max()), float((fused.residual - eager.residual).abs().max()))
+"""
+
+
+def test_a_compiled_measurement_differs_in_rounding_only(tmp_path):
+    # In a process of its own: the shape checks of the tests cannot be compiled.
+    apart = [float(word) for word in subprocess.run([sys.executable, "-c", COMPILED, tmp_path], capture_output=True, text=True, check=True).stdout.split()]
+    assert len(apart) == 2 and 0 < max(apart) < 1e-10
+
+
+def test_a_compiled_measurement_is_refused_where_it_cannot_be(tmp_path, capsys, monkeypatch):
+    fails(capsys, 2, "--engine compiled", "feed-forward", "Leave them out", argv=["scale", twin(tmp_path / "twin.safetensors", "maze-5", 25, 6), "--out", tmp_path / "out", "--engine", "compiled"])
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    fails(capsys, 2, "found no no-such-compiler", "engine=eager", argv=[*ASKED, "--out", tmp_path / "out", "--engine", "compiled"])
+    assert not (tmp_path / "out").exists()
+    fails(capsys, 2, "--engine fast", "eager, compiled", argv=[*ASKED, "--out", tmp_path / "out", "--engine", "fast"])
 
 
 def twin(path, task, sites, classes):

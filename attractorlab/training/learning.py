@@ -1,15 +1,14 @@
 """What is learned from some slots in one segment, as functions of tensors alone, compiled or not."""
 
-import os
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from attractorlab.models.compiling import compiled
 from attractorlab.models.eqr import EqR
 from attractorlab.models.feedforward import FeedForward
 from attractorlab.training.config import TrainConfig
@@ -17,8 +16,6 @@ from attractorlab.training.losses import halt_loss, softmax_cross_entropy, stabl
 from attractorlab.types import State
 
 LOSSES = {"stablemax": stablemax_cross_entropy, "softmax": softmax_cross_entropy}
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Learned(NamedTuple):
@@ -67,7 +64,7 @@ def segment_of(model: EqR | FeedForward, config: TrainConfig, *, slots: int, dev
             return Learned(z, solved, torch.zeros_like(answer), answer, torch.zeros_like(answer))
         return Learned(z, solved, halt, answer, halt_loss(halt, solved) / slots)
 
-    ahead, learn = (compiled(recursion, device), compiled(last, device)) if config.engine == "compiled" else (recursion, last)
+    ahead, learn = (compiled(recursion, device, "train"), compiled(last, device, "train")) if config.engine == "compiled" else (recursion, last)
 
     def segment(z: State, inputs: Tensor, targets: Tensor) -> Learned:
         with precision_of(config, device):
@@ -79,17 +76,6 @@ def segment_of(model: EqR | FeedForward, config: TrainConfig, *, slots: int, dev
             return learn(z, inputs, targets, draw(z))
 
     return segment
-
-
-def compiled(function: Callable[P, T], device: torch.device) -> Callable[P, T]:
-    """`function`, to be compiled when it is first called."""
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        raise ValueError(
-            f"`train` got engine='compiled' and found no {compiler}. On the CPU, compiled training needs a C++ compiler. "
-            "Install g++, name another one in the environment variable CXX, or use engine=eager."
-        )
-    return torch.compile(function, dynamic=False)
 
 
 def precision_of(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
