@@ -7,7 +7,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def compiled(function: Callable[P, T], device: torch.device, caller: str) -> Callable[P, T]:
