@@ -5,8 +5,6 @@ of this process on one thread; ratios are of one round, medians over the rounds;
 """
 
 import json
-import os
-import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -17,7 +15,7 @@ import torch
 
 import attractorlab as al
 from attractorlab.dynamics.attempts import slots_for, spaced
-from attractorlab.models.compiling import compiled
+from attractorlab.models.compiling import can_compile, compiled
 
 PUZZLES, STARTS, TICKS, ROUNDS = 24, 1, 48, 3
 HALTING = al.Halting(0.0, 1, None)
@@ -28,7 +26,8 @@ def main() -> None:
     torch.set_num_threads(1)
     reasoner = al.models.load("eqr-sudoku-6")
     puzzles = al.tasks.load("sudoku-6", rows=slice(0, PUZZLES))
-    f = al.strobe(reasoner.bind(puzzles), reasoner.config.H_cycles).take(al.repeat_rows(PUZZLES, STARTS))
+    tick, rows = reasoner.bind(puzzles), al.repeat_rows(PUZZLES, STARTS)
+    f = al.strobe(tick, reasoner.config.H_cycles).take(rows)
     z = reasoner.start(f.drive, generator=torch.Generator().manual_seed(0))
     slots = min(slots_for(z), PUZZLES * STARTS // 4)
     more: dict[str, Any] = {"ticks": TICKS, "read": spaced(TICKS), "slots": slots, "halting": HALTING, "targets": puzzles.targets}
@@ -38,8 +37,8 @@ def main() -> None:
         "held": lambda: al.attempt(f, z, hold=5e-7, **more),
         "refill": lambda: al.elastic(f, z, **more),
     }
-    if shutil.which(os.environ.get("CXX", "g++")):
-        fused = replace(f, rule=al.strobe(replace(reasoner.bind(puzzles), rule=compiled(reasoner.tick, torch.device("cpu"), "refilled_slots")), reasoner.config.H_cycles).rule)
+    if can_compile(torch.device("cpu")):
+        fused = al.strobe(replace(tick, rule=compiled(reasoner.tick, torch.device("cpu"), "refilled_slots")), reasoner.config.H_cycles).take(rows)
         runs["compiled"] = lambda: al.attempt(fused, z, hold=None, **more)
     rounds = measured(runs)
     whole, held, left = (runs[name]() for name in ("all", "held", "refill"))

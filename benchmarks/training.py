@@ -6,8 +6,6 @@ compiler only the eager engine is timed.
 """
 
 import json
-import os
-import shutil
 import statistics
 import time
 from dataclasses import replace
@@ -15,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from attractorlab.models.compiling import can_compile
 from attractorlab.training import loop
 from attractorlab.training.config import PRESETS
 from attractorlab.training.preparing import keep_freed_memory
@@ -27,7 +26,7 @@ def main() -> None:
     """Time the engines in turn, several rounds, then profile each."""
     torch.set_num_threads(1)
     torch._logging.set_logs(dynamo=40)  # compiling for two sizes of groups is meant
-    engines = ("eager", "compiled") if shutil.which(os.environ.get("CXX", "g++")) else ("eager",)
+    engines = ("eager", "compiled") if can_compile(torch.device("cpu")) else ("eager",)
     trainers = {(engine, cached): trainer(engine, cached) for engine in engines for cached in (loop.CACHED, PRESETS["trm-sudoku-9"].batch)}
     given_back = [seconds(trainers[engines[-1], loop.CACHED]) for _ in range(ROUNDS)]
     keeps = keep_freed_memory()
