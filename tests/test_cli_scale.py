@@ -232,7 +232,7 @@ def test_a_feed_forward_network_has_one_number(tmp_path, capsys):
     assert facts["low"] <= facts["accuracy"] <= facts["high"] and facts["low"] < facts["high"] and facts["puzzles"] == 20
     assert "do not apply" in printed("scale", path, "--rows", "20", "--out", tmp_path / "out") and (tmp_path / "out" / "scale.md").exists()
     fails(capsys, 2, "holds the results of a feed-forward network", "Choose another --out", argv=["scale", "eqr-sudoku-4", "--rows", "2", "--time-rows", "0", "--out", str(tmp_path / "out")])
-    fails(capsys, 2, "measured in one piece", "Leave out --part", argv=["scale", str(path), "--part", "1/2", "--out", str(tmp_path / "parts")])
+    fails(capsys, 2, "measured in one piece", "Leave them out", argv=["scale", str(path), "--part", "1/2", "--out", str(tmp_path / "parts")])
     exact = said("scale", path, "--rows", "20", "--dtype", "float64", "--out", tmp_path / "exact")
     assert exact["dtype"] == "float64" and exact["device"] == facts["device"] == "cpu" and exact["accuracy"] == facts["accuracy"]
     fails(capsys, 2, "differ in puzzles, dtype", "Choose another --out", argv=["scale", str(path), "--rows", "10", "--out", str(tmp_path / "exact")])

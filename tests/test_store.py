@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -258,12 +257,11 @@ def test_a_run_that_does_not_fit_is_not_begun(tmp_path, monkeypatch):
 
 
 def test_opening_a_run_reads_no_segment(tmp_path):
+    """There is nothing in these to read."""
     run = fresh(tmp_path / "run", units=[str(k) for k in range(200)])
     for k in range(200):
         (tmp_path / "run" / "segments" / f"{k}.zarr").mkdir()
-    began = time.perf_counter()
     assert len(run.done()) == 200
-    assert time.perf_counter() - began < 1.0
 
 
 def test_a_changed_number_and_a_broken_file_are_found(tmp_path):
