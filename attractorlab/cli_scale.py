@@ -104,8 +104,8 @@ def scale(
     from attractorlab import models
 
     if models.describe(models.find(model))["model"] == "feedforward":
-        if share != (1, 1) or engine != "eager":
-            raise ValueError(f"`scale` got --part {part} and --engine {engine} for a feed-forward network, which is measured in one piece, eagerly. Parts and engines are of a reasoner's ticks. Leave them out.")
+        if given := [f"--{name} {value}" for name, value, usual in (("part", part, share == (1, 1)), ("engine", engine, engine == "eager")) if not usual]:
+            raise ValueError(f"`scale` got {' and '.join(given)} for a feed-forward network, which is measured in one piece, eagerly. Parts and engines are of a reasoner's ticks. Leave them out.")
         facts = _feedforward(models.load_feedforward(model), out, task, data, split, rows, level, dtype, device)
     else:
         reasoner = models.load(model).to(getattr(torch, dtype)).to(device)

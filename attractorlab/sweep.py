@@ -15,7 +15,7 @@ from attractorlab.dynamics.attempts import Halting, Verify, attempt, elastic, jo
 from attractorlab.dynamics.orbits import FLOOR
 from attractorlab.dynamics.recorder import bytes_of, only_last, trace
 from attractorlab.maps import LatentMap, Rule, repeat_rows, strobe
-from attractorlab.models.compiling import compiled
+from attractorlab.models.compiling import ENGINES, compiled
 from attractorlab.models.recursion import AbstractRecursion
 from attractorlab.store import Run, RunError, room_for
 from attractorlab.types import Attempts, Drive, Instance, State
@@ -213,7 +213,7 @@ def measure(
 
     Raises:
         RunError: If the folder holds a run that was asked for something else, or of other puzzles.
-        ValueError: If it is to be compiled and there is no compiler.
+        ValueError: If the engine is unknown, or is to compile and there is no compiler.
     """
     tick = _tick(reasoner, asked)
     blocks = [range(k, min(k + asked.shard, len(instance))) for k in range(0, len(instance), asked.shard)]
@@ -236,6 +236,8 @@ def measure(
 
 def _tick(reasoner: AbstractRecursion, asked: Measure) -> Rule | None:
     """The compiled tick of the model, if that is asked for."""
+    if asked.engine not in ENGINES:
+        raise ValueError(f"`measure` got engine={asked.engine!r}. It is one of {', '.join(ENGINES)}. Use engine={ENGINES[0]!r}.")
     return compiled(reasoner.tick, next(reasoner.parameters()).device, "measure") if asked.engine == "compiled" else None
 
 

@@ -126,6 +126,8 @@ def test_halting_and_refill_are_timed_against_all_to_the_end():
     assert timed["ratio"] == pytest.approx(timed["instances_per_second_refill"] / timed["instances_per_second_full"])
     with pytest.raises(ValueError, match=r"`throughput` got no halting policy.*Use halting=Halting"):
         throughput(reasoner, puzzles, replace(asked, halting=None))
+    with pytest.raises(ValueError, match=r"engine='fast'.*one of eager, compiled"):
+        throughput(reasoner, puzzles, replace(asked, engine="fast"))
 
 
 COMPILED = """
@@ -157,7 +159,7 @@ def test_a_compiled_measurement_differs_in_rounding_only(tmp_path):
 
 
 def test_a_compiled_measurement_is_refused_where_it_cannot_be(tmp_path, capsys, monkeypatch):
-    fails(capsys, 2, "--engine compiled", "feed-forward", "Leave them out", argv=["scale", twin(tmp_path / "twin.safetensors", "maze-5", 25, 6), "--out", tmp_path / "out", "--engine", "compiled"])
+    fails(capsys, 2, "got --engine compiled for a feed-forward", "Leave them out", argv=["scale", twin(tmp_path / "twin.safetensors", "maze-5", 25, 6), "--out", tmp_path / "out", "--engine", "compiled"])
     monkeypatch.setenv("CXX", "no-such-compiler")
     fails(capsys, 2, "found no no-such-compiler", "engine=eager", argv=[*ASKED, "--out", tmp_path / "out", "--engine", "compiled"])
     assert not (tmp_path / "out").exists()
@@ -232,7 +234,7 @@ def test_a_feed_forward_network_has_one_number(tmp_path, capsys):
     assert facts["low"] <= facts["accuracy"] <= facts["high"] and facts["low"] < facts["high"] and facts["puzzles"] == 20
     assert "do not apply" in printed("scale", path, "--rows", "20", "--out", tmp_path / "out") and (tmp_path / "out" / "scale.md").exists()
     fails(capsys, 2, "holds the results of a feed-forward network", "Choose another --out", argv=["scale", "eqr-sudoku-4", "--rows", "2", "--time-rows", "0", "--out", str(tmp_path / "out")])
-    fails(capsys, 2, "measured in one piece", "Leave them out", argv=["scale", str(path), "--part", "1/2", "--out", str(tmp_path / "parts")])
+    fails(capsys, 2, "got --part 1/2 for a feed-forward", "measured in one piece", argv=["scale", str(path), "--part", "1/2", "--out", str(tmp_path / "parts")])
     exact = said("scale", path, "--rows", "20", "--dtype", "float64", "--out", tmp_path / "exact")
     assert exact["dtype"] == "float64" and exact["device"] == facts["device"] == "cpu" and exact["accuracy"] == facts["accuracy"]
     fails(capsys, 2, "differ in puzzles, dtype", "Choose another --out", argv=["scale", str(path), "--rows", "10", "--out", str(tmp_path / "exact")])

@@ -10,6 +10,8 @@ import torch
 P = ParamSpec("P")
 T = TypeVar("T")
 
+ENGINES = ("eager", "compiled")
+
 
 def can_compile(device: torch.device) -> bool:
     """Whether torch finds what it compiles with: on a CPU, a C++ compiler, the one that the environment variable CXX names or g++."""

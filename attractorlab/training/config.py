@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from attractorlab.models import recursion
+from attractorlab.models.compiling import ENGINES
 from attractorlab.models.eqr import EqRConfig
 from attractorlab.models.feedforward import FeedForwardConfig
 from attractorlab.tasks import task_of
@@ -77,7 +78,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", task_of(self.task).name)  # as instances carry it: a model for "sudoku" would take none
-        for name, allowed in (("model", ("eqr", "feedforward")), ("loss", ("stablemax", "softmax")), ("precision", ("float32", "bfloat16")), ("engine", ("eager", "compiled"))):
+        for name, allowed in (("model", ("eqr", "feedforward")), ("loss", ("stablemax", "softmax")), ("precision", ("float32", "bfloat16")), ("engine", ENGINES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"`TrainConfig` got {name}={getattr(self, name)!r}. It is one of {', '.join(allowed)}. Use {name}={allowed[0]}."
