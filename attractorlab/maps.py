@@ -204,7 +204,7 @@ class LatentMap:
         """
         self.coordinates(z)
         with torch.no_grad():
-            return relative(trees.norm(trees.sub(self(z), z)), z)
+            return relative(trees.distance(self(z), z), z)
 
 
 def _in_order(out: State, z: State) -> State:

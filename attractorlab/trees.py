@@ -8,6 +8,8 @@ from torch import Tensor
 
 from attractorlab.types import State
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 def rows(z: State) -> int:
     """How many rows `z` has.
@@ -55,14 +57,29 @@ def dot(u: State, v: State) -> Float[Tensor, " row"]:
 
 
 def norm(z: State) -> Float[Tensor, " row"]:
-    """The Euclidean norm of each row over all leaves together.
+    """The Euclidean norm of each row over all leaves together; that of numbers of half precision is one of single precision.
 
     Example:
         >>> norm({"a": torch.tensor([[3.0]]), "b": torch.tensor([[4.0]])})
         tensor([5.])
     """
-    parts = [torch.linalg.vector_norm(leaf.flatten(1), dim=1) for leaf in z.values()]
+    parts = [torch.linalg.vector_norm(single(leaf).flatten(1), dim=1) for leaf in z.values()]
     return torch.linalg.vector_norm(torch.stack(parts), dim=0)
+
+
+def distance(u: State, v: State) -> Float[Tensor, " row"]:
+    """The norm of u − v, row by row, where half precision would round the difference once more.
+
+    Example:
+        >>> distance({"a": torch.tensor([[3.0]])}, {"a": torch.tensor([[1.0]])})
+        tensor([2.])
+    """
+    return norm({name: single(u[name]) - single(v[name]) for name in u})
+
+
+def single(values: Tensor) -> Tensor:
+    """`values`, in single precision if they have half."""
+    return values.float() if values.dtype in HALF else values
 
 
 def add(u: State, v: State) -> State:

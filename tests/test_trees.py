@@ -46,6 +46,17 @@ def test_arithmetic_is_that_of_the_flat_vectors(shape: list[list[int]], rows: in
     torch.testing.assert_close(trees.dot(u, v), (a * b).sum(1))
     torch.testing.assert_close(trees.norm(u), a.norm(dim=1))
     torch.testing.assert_close(trees.dot(u, u), trees.norm(u).square())
+    assert torch.equal(trees.distance(u, v), trees.norm(trees.sub(u, v)))
+
+
+@pytest.mark.parametrize("kind", trees.HALF)
+def test_lengths_of_half_precision_are_not_rounded_to_it(kind: torch.dtype) -> None:
+    u, v = (trees.to(state([[40], [3, 5]], 200, seed), kind) for seed in (0, 1))
+    exact = trees.distance(trees.to(u, torch.float64), trees.to(v, torch.float64))
+    assert trees.norm(u).dtype == trees.distance(u, v).dtype == torch.float32
+    torch.testing.assert_close(trees.norm(u).double(), trees.norm(trees.to(u, torch.float64)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(trees.distance(u, v).double(), exact, rtol=1e-6, atol=0)
+    assert trees.norm({"large": torch.full((1, 4), 6e4, dtype=torch.float16)}).tolist() == [pytest.approx(2 * 6e4, rel=1e-3)]  # beyond the largest number of float16
 
 
 @quick

@@ -125,7 +125,7 @@ def _new_ones(f: LatentMap, z: State, found: FixedPointSet, known: FixedPointSet
     held = find_fixed_points(f.take(row), trees.take(found.states, found.converged), tol=tol, max_steps=max_steps)
     held = replace(
         held,
-        moved=relative(trees.norm(trees.sub(held.states, trees.take(z, row))), trees.take(z, row)).cpu(),
+        moved=relative(trees.distance(held.states, trees.take(z, row)), trees.take(z, row)).cpu(),
         row=row,
         instance=found.instance[row],
         start=found.start[row],

@@ -89,7 +89,7 @@ def _check_agreement(f: LatentMap, z: State, out: State, caller: str) -> None:
 
 
 def _apart(one: State, other: State) -> Float[Tensor, " row"]:
-    return relative(trees.norm(trees.sub(one, other)), one)
+    return relative(trees.distance(one, other), one)
 
 
 def _check_map(f: LatentMap, z: State, caller: str, *, derivative: bool) -> None:

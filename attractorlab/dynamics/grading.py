@@ -52,7 +52,7 @@ def grade(f: LatentMap, points: FixedPointSet, *, typical: State, slow: float) -
         raise ValueError(f"`grade` got slow={slow}. A slow point moves by a part of the typical speed. Use slow=0.01.")
     instance, _ = f.coordinates(typical)
     with torch.no_grad():
-        usual = trees.norm(trees.sub(f(typical), typical)).cpu().double()
+        usual = trees.distance(f(typical), typical).cpu().double()
     here = f.take(points.row)
     with torch.no_grad():
         r = trees.sub(here(points.states), points.states)

@@ -36,7 +36,7 @@ def check_updates(f: LatentMap, z: State, *, caller: str) -> None:
         whole = part.rule(whole, part.drive)
         same = torch.stack([((leaf == parted[name]) | (leaf.isnan() & parted[name].isnan())).flatten(1).all(1) for name, leaf in whole.items()]).all(0)
         if not bool(same.all()):
-            off = trees.norm(trees.sub(whole, parted)).nan_to_num(nan=torch.inf)
+            off = trees.distance(whole, parted).nan_to_num(nan=torch.inf)
             off[same] = -1  # what is not finite in both is no difference
             raise ValueError(
                 f"`{caller}` got a map whose updates and rule differ by up to {float(off.max()):.0e} in row {int(rows[int(off.argmax())])}. "
@@ -310,8 +310,8 @@ def _check_tick(clean: Trajectory, f: LatentMap, z: State) -> None:
         start = trees.take(z, rows)
         new = f.take(rows)(start)
         there = {name: clean.states[name][1][rows].to(leaf.device) for name, leaf in start.items()}
-        off = relative(trees.norm(trees.sub(new, there)), start)
-        moved = relative(trees.norm(trees.sub(new, start)), start)
+        off = relative(trees.distance(new, there), start)
+        moved = relative(trees.distance(new, start), start)
         # Rows that end at once are NaN on record.
         wrong = (off > ROUNDINGS * FLOOR[next(iter(z.values())).dtype] * (1 + moved)) & trees.finite(there)
         if bool(wrong.any()):

@@ -77,7 +77,7 @@ def _go_round(f: LatentMap, z: State, period: int) -> tuple[State, Float[Tensor,
     for state in first:
         late = f(late)
         # A NaN stays: torch's maximum hands it on.
-        largest = torch.maximum(largest, relative(trees.norm(trees.sub(late, state)), state))
+        largest = torch.maximum(largest, relative(trees.distance(late, state), state))
     return {name: torch.stack([one[name] for one in first]) for name in z}, largest
 
 

@@ -272,7 +272,7 @@ def _follow(
             new = onward = f(z)
         else:
             new, onward = inside.step(f, z, t, moving=moving, alive=alive, last=t == ticks)
-        r = relative(trees.norm(trees.sub(new, z)), z, norm=size)
+        r = relative(trees.distance(new, z), z, norm=size)
         out = f.readout(z)
         seen.append({name: value if sound else _blank(value, alive) for name, value in {"": r, **_read(out, logits)}.items()})
         index.append(moving)
@@ -292,7 +292,7 @@ def _follow(
                 logits = None if logits is None else logits[stay]
         if t < ticks:
             z = onward if kick is None else kick(onward, t + 1)
-    lags = [relative(trees.norm(trees.sub(whole, older)), whole) for older in reversed(past[:-1])]
+    lags = [relative(trees.distance(whole, older), whole) for older in reversed(past[:-1])]
     lags += [torch.full_like(large.new_empty(n), torch.nan)] * (LAGS - len(lags))
     scalars = {name: _held([one[name] for one in seen], index, n, ticks + 1).cpu() for name in seen[0]}
     return _Part(

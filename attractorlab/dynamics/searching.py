@@ -157,7 +157,7 @@ def _finish(search: Search, best: Tensor, best_r: Tensor, result: Tensor, steps:
         rest = left * relative_length(best_r[finite], best[finite])
         known = (left <= UNSOLVED) | (rest <= FLOOR[search.dtype] / 10)  # along a family of fixed points rounding is all that is left
         error[finite] = torch.where(known, relative_length(d, best[finite]), torch.inf)
-    kind = torch.float32 if search.dtype in (torch.float16, torch.bfloat16) else search.dtype
+    kind = torch.float32 if search.dtype in trees.HALF else search.dtype
     return Found(search.state(best), relative_length(best_r, best).to(kind), error.to(kind), result, steps)
 
 

@@ -76,7 +76,7 @@ def _settle_chunk(f: LatentMap, z: State, tol: float, max_ticks: int, window: in
     since = torch.zeros(n, dtype=torch.int64, device=device)  # ticks in a row at rest
     for t in range(max_ticks + 1):
         new = f(z)
-        r = relative(trees.norm(trees.sub(new, z)), z)
+        r = relative(trees.distance(new, z), z)
         since = torch.where(r < tol, since + 1, 0)
         code = torch.full_like(rows, -1)
         code[since >= window] = Result.CONVERGED.code

@@ -73,13 +73,13 @@ class Slots:
             age = age + 1
             size = trees.norm(new)
             fine = (size <= large) & size.isfinite()
-            moves = torch.cat([moves[1:], relative(trees.norm(trees.sub(new, z)), z)[None]])
+            moves = torch.cat([moves[1:], relative(trees.distance(new, z), z)[None]])
             out = g.readout(new)
             answer = torch.where(fine[:, None], _answer(out), -1)
             halting = out["halt"].float() if "halt" in out else None
             change, still = None, torch.zeros_like(fine)
             if logits is not None:
-                lengths = torch.linalg.vector_norm((out["logits"] - logits).float(), dim=-1).reshape(s, -1)
+                lengths = torch.linalg.vector_norm(trees.single(out["logits"]) - trees.single(logits), dim=-1).reshape(s, -1)
                 changes = torch.cat([changes[1:], lengths.mean(1).to(changes)[None]])
                 change = _mean(changes, age)
                 if self.hold is not None:

@@ -126,7 +126,7 @@ def _check_pure(f: LatentMap, z: State) -> None:
 
 def _check_deterministic(f: LatentMap, z: State) -> None:
     first, second = _call(f, z), _call(f, z)
-    change = trees.norm(trees.sub(first, second))
+    change = trees.distance(first, second)
     if not all(torch.equal(first[name], second[name]) for name in z):
         raise AssertionError(
             f"deterministic: two calls at one state differ by up to {float(change.max()):.2g}. "
@@ -226,7 +226,7 @@ def _secant_gap(f: LatentMap, z: State, v: State, pushed: State, tolerance: _Tol
         ahead, behind = (_call(f, trees.add(z, trees.scale(v, by))) for by in (step, -step))
         secant = trees.scale(trees.sub(ahead, behind), 0.5 / step)
         larger = torch.where(flat, trees.norm(v), torch.maximum(trees.norm(secant), trees.norm(pushed)))
-        excess = (trees.norm(trees.sub(secant, pushed)) - floor / step).clamp(min=0)
+        excess = (trees.distance(secant, pushed) - floor / step).clamp(min=0)
         gap = torch.where(excess > 0, excess / larger, excess).nan_to_num(nan=torch.inf)
         nearer = (gap > best) == flat
         length = torch.where(nearer, trees.norm(secant), length)
@@ -271,7 +271,7 @@ def _gap(u: State, v: State) -> float:
     """The largest distance of a row of `u` from `v`, relative to `v`, or to the typical row where `v` is smaller."""
     size = trees.norm(v)
     size = torch.maximum(size, size.mean())
-    gap = trees.norm(trees.sub(u, v)) / torch.where(size > 0, size, torch.ones_like(size))
+    gap = trees.distance(u, v) / torch.where(size > 0, size, torch.ones_like(size))
     return float(gap.nan_to_num(nan=torch.inf).max())
 
 

@@ -61,6 +61,24 @@ def bent(generator, rows=10):
     return f, {"z": 2 * torch.randn(rows, 3, 4, generator=generator, dtype=torch.float64)}, goal
 
 
+def test_residuals_in_bfloat16_are_those_of_its_states():
+    """Held against the same states in double precision: rounded to bfloat16 they would tie, and the first of them be chosen."""
+    drive = {"goal": torch.randn(60, 3, 4, generator=torch.Generator().manual_seed(1)).bfloat16()}
+    f = LatentMap(lambda z, x: {"z": 0.7 * z["z"] + 0.3 * torch.tanh(x["goal"] - z["z"].flip(1))}, drive, readout=lambda z: {"logits": z["z"]}, clock="tick", instance=torch.arange(60), start=torch.zeros(60).long())
+    z = {"z": torch.randn(60, 3, 4, generator=torch.Generator().manual_seed(2)).bfloat16()}
+    runs = attempt(f, z, ticks=3, read=[1, 3], slots=7, halting=None, hold=None, targets=None)
+    path = [z["z"].double()]
+    for _ in range(3):
+        z = f(z)
+        path.append(z["z"].double())
+    moved = torch.stack([(b - a).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1) for a, b in itertools.pairwise(path)])
+    changed = torch.stack([(b - a).norm(dim=-1).mean(1) for a, b in itertools.pairwise(path)])
+    assert runs.residual.dtype == torch.float32 and len(runs.residual[0].unique()) == 60
+    for k, ticks in enumerate((1, 3)):
+        torch.testing.assert_close(runs.residual[k].double(), moved[:ticks].mean(0), rtol=1e-5, atol=0)
+        torch.testing.assert_close(runs.logit_change[k].double(), changed[:ticks].mean(0), rtol=1e-5, atol=0)
+
+
 def same(a, b, *, but=()):
     for one in dataclasses.fields(Attempts):
         x, y = getattr(a, one.name), getattr(b, one.name)
