@@ -156,12 +156,12 @@ def verify(
     path: Annotated[Path, typer.Argument(help="A run folder, or the folder of a report.")],
     as_json: Json = False,
 ) -> None:
-    """Check every number of a run against the checksum that was stored with it, and say what is missing."""
+    """Check every number of a run against the checksum that was stored with it, and say what is missing, and what a killed writer left unfinished."""
     from attractorlab.store import Run
 
     run = Run(run_folder(path) or path)
     damaged = {unit: said for unit in run.done() if (said := run.damage(unit))}
-    tell({"run": str(run.path), "whole": len(run.done()) - len(damaged), "damaged": damaged, "missing": run.missing()}, as_json)
+    tell({"run": str(run.path), "whole": len(run.done()) - len(damaged), "damaged": damaged, "missing": run.missing(), "unfinished": sorted(str(one) for one in (run.path / "segments").glob(".tmp-*"))}, as_json)
     if damaged or run.missing():
         raise typer.Exit(BAD_DATA if damaged else PARTIAL)
 

@@ -309,7 +309,7 @@ def _feedforward(network: "FeedForward", out: Path, task: str, data: str, split:
 
     instance = instances("scale", network, task, data, split, rows)
     assert instance.targets is not None
-    about = {"model": network.name, "weights": weights_hash(network), "task": instance.task, "data": data or f"bundled, {split}", "puzzles": len(instance), "dtype": dtype, "device": device}
+    about = {"model": network.name, "weights": weights_hash(network), "task": instance.task, "data": data or f"bundled, {split}", "puzzles": len(instance), "fingerprint of the puzzles": tasks.data_fingerprint(instance), "dtype": dtype, "device": device}
     _refuse_other(out / "scale.json", about)
     network = network.to(getattr(torch, dtype)).to(device)
     found = []
@@ -317,6 +317,7 @@ def _feedforward(network: "FeedForward", out: Path, task: str, data: str, split:
         for k in range(0, len(instance), BATCH):
             bar(k, f"{k} of {len(instance)}")
             found.append(network(instance.inputs[k : k + BATCH].to(device)).argmax(-1).cpu() == instance.targets[k : k + BATCH])
+        bar(len(instance), f"{len(instance)} of {len(instance)}")
     right = torch.cat(found).all(1)
     groups = tasks.same_solutions(instance)
     accuracy, low, high = cluster_share(right, groups, level=level)
@@ -324,7 +325,7 @@ def _feedforward(network: "FeedForward", out: Path, task: str, data: str, split:
         **about,
         "kind": "feedforward",
         "solutions that differ": len(torch.unique(groups)),
-        "clock": "none: a feed-forward network has no ticks and no starts, so depth, breadth and halting do not apply",
+        "clock": "none: a feed-forward network has no ticks and no starts, so depth, breadth, starts, slots, seed and halting do not apply",
         "accuracy": accuracy,
         "low": low,
         "high": high,

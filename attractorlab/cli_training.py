@@ -59,7 +59,8 @@ def train(
                 exact = f"exact {100 * p['exact']:.1f} %, " if "exact" in p else ""  # where a puzzle ended
                 bar(int(p["segment"]), f"loss {p['loss']:.4f}, {exact}{p['seconds_left'] / 60:.1f} min left")
 
-            path = run_training(trainer, out, name=config, command=_first_command(out), save_every=save_every, report=show)
+            name = config if settings.task == read_config(config, {}).task else f"{config} on {settings.task}"
+            path = run_training(trainer, out, name=name, command=_first_command(out), save_every=save_every, report=show)
     processes.part()
     if ranks.rank == 0:
         tell({"model": str(path), "segments": trainer.segment, "parameters": sum(p.numel() for p in trainer.model.parameters())}, as_json)

@@ -185,14 +185,15 @@ def test_verify_finds_what_is_damaged_and_what_is_missing(capsys, tmp_path):
     assert main(["record", "eqr-sudoku-4", *SMALL, "--out", str(out)]) == 0
     capsys.readouterr()
     assert main(["verify", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"run": str(out), "whole": 2, "damaged": {}, "missing": []}
+    assert json.loads(capsys.readouterr().out) == {"run": str(out), "whole": 2, "damaged": {}, "missing": [], "unfinished": []}
     [chunk, *_] = [p for p in (out / "segments" / "main-000.zarr").rglob("*") if p.is_file() and p.parts[-2] == "c"]
     chunk.write_bytes(chunk.read_bytes()[:-1])
     assert main(["verify", str(out), "--json"]) == 4
     assert list(json.loads(capsys.readouterr().out)["damaged"]) == ["main-000"]
-    shutil.rmtree(out / "segments" / "main-000.zarr")
+    (out / "segments" / "main-000.zarr").rename(out / "segments" / ".tmp-0")
     assert main(["verify", str(out), "--json"]) == 3
-    assert json.loads(capsys.readouterr().out)["missing"] == ["main-000"]
+    said = json.loads(capsys.readouterr().out)
+    assert said["missing"] == ["main-000"] and said["unfinished"] == [str(out / "segments" / ".tmp-0")]
 
 
 def test_train_writes_resumes_and_refuses_a_second_training(capsys, tmp_path):
@@ -208,6 +209,9 @@ def test_train_writes_resumes_and_refuses_a_second_training(capsys, tmp_path):
     fails(capsys, 2, "Its state is gone, so choose another --out", argv=[*tiny, "--out", out])  # its model is not written over
     fails(capsys, 2, "Choose another --out to begin it again", argv=[*tiny, "--out", out, "--resume"])
     assert main(["inspect", out, "--json"]) == 0
+    capsys.readouterr()
+    assert main([*tiny, "--set", "task=sudoku-6", "--out", str(tmp_path / "other")]) == 0
+    assert [al.models.describe(tmp_path / name / "model.safetensors")["name"] for name in ("made", "other")] == ["eqr-sudoku-4", "eqr-sudoku-4 on sudoku-6"]
 
 
 def test_a_resumed_training_writes_the_bytes_of_one_that_was_never_stopped(tmp_path, monkeypatch):

@@ -237,7 +237,7 @@ def test_a_feed_forward_network_has_one_number(tmp_path, capsys):
     fails(capsys, 2, "got --part 1/2 for a feed-forward", "measured in one piece", argv=["scale", str(path), "--part", "1/2", "--out", str(tmp_path / "parts")])
     exact = said("scale", path, "--rows", "20", "--dtype", "float64", "--out", tmp_path / "exact")
     assert exact["dtype"] == "float64" and exact["device"] == facts["device"] == "cpu" and exact["accuracy"] == facts["accuracy"]
-    fails(capsys, 2, "differ in puzzles, dtype", "Choose another --out", argv=["scale", str(path), "--rows", "10", "--out", str(tmp_path / "exact")])
+    fails(capsys, 2, "differ in puzzles, fingerprint of the puzzles, dtype", "Choose another --out", argv=["scale", str(path), "--rows", "10", "--out", str(tmp_path / "exact")])
     assert json.loads((tmp_path / "exact" / "scale.json").read_text()) == exact
     assert json.loads((tmp_path / "out" / "scale.json").read_text())["kind"] == "feedforward" and not (tmp_path / "out" / "run").exists() and not (tmp_path / "parts").exists()
 

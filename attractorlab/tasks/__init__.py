@@ -1,6 +1,6 @@
 """Make an `Instance`: read, generate, verify and transform Sudoku puzzles and mazes."""
 
-from attractorlab.tasks.boards import DataError
+from attractorlab.tasks.boards import DataError, data_fingerprint
 from attractorlab.tasks.generate import solve
 from attractorlab.tasks.maze import PathScores, score_paths
 from attractorlab.tasks.maze_generate import generate_mazes, solve_mazes
@@ -28,6 +28,7 @@ __all__ = [
     "Symmetries",
     "Task",
     "canonical",
+    "data_fingerprint",
     "fingerprint",
     "from_text",
     "from_tokens",

@@ -19,12 +19,13 @@ from attractorlab.models.checkpoints import save
 from attractorlab.models.eqr import EqR
 from attractorlab.models.feedforward import FeedForward
 from attractorlab.models.unpickling import CheckpointError
+from attractorlab.tasks import data_fingerprint
 from attractorlab.training.config import TrainConfig, config_from_json, config_to_json
 from attractorlab.training.learning import segment_of
 from attractorlab.training.preparing import network, training_pool
 from attractorlab.training.ranks import ALONE, Ranks
 from attractorlab.training.shards import newest, read_shards, write_shards
-from attractorlab.training.stream import PuzzleStream, fingerprint
+from attractorlab.training.stream import PuzzleStream
 from attractorlab.training.validation import validation_accuracy, validation_puzzles
 from attractorlab.types import Instance, State
 
@@ -200,7 +201,7 @@ class Trainer:
 
     def save_model(self, path: Path, *, name: str, command: str) -> None:
         """Write the averaged model with its whole configuration, the data's fingerprint and the command."""
-        about = {"training": config_to_json(self.config), "data": fingerprint(self.pool), "segments": str(self.segment), "command": command}
+        about = {"training": config_to_json(self.config), "data": data_fingerprint(self.pool), "segments": str(self.segment), "command": command}
         save(self.finished_model(name), path, about=about)
 
     def save_state(self, folder: Path) -> None:
@@ -216,7 +217,7 @@ class Trainer:
                 f"`train` met numbers that are not finite in {odd[0]} after segment {self.segment}. Training goes on only from finite numbers, so the save before this one was kept. "
                 "Lower lr or the scale of starts and noise, and begin again."
             )
-        about = {"training": config_to_json(self.config), "data": fingerprint(self.pool), "segment": str(self.segment)}
+        about = {"training": config_to_json(self.config), "data": data_fingerprint(self.pool), "segment": str(self.segment)}
         write_shards(tensors, folder, about, segment=self.segment, ranks=self.ranks)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -253,9 +254,9 @@ class Trainer:
             raise CheckpointError(f"{state} does not say what was trained ({error!r}). A state names its training, its data and its segment. Copy the folder again.") from None
         trainer = cls(replace(config, begin=""), device=device, pool=pool, ranks=ranks)  # the weights are in the file
         trainer.config = config
-        if fingerprint(trainer.pool) != data:
+        if data_fingerprint(trainer.pool) != data:
             raise CheckpointError(
-                f"{state} was trained on data with the fingerprint {data}, and the data here have {fingerprint(trainer.pool)}. "
+                f"{state} was trained on data with the fingerprint {data}, and the data here have {data_fingerprint(trainer.pool)}. "
                 "A run is resumed on the same data. Put the same file where it was."
             )
         trainer._refuse_others(state, tensors, segment)

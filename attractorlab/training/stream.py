@@ -1,6 +1,5 @@
 """The data stream: puzzles drawn from a pool, each under a random symmetry of its task."""
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -38,12 +37,3 @@ class PuzzleStream:
         share = torch.rand(rows, 1, generator=g, device=g.device) * self.reveal_up_to * (torch.rand(rows, 1, generator=g, device=g.device) < self.reveal)
         shown = (torch.rand(inputs.shape, generator=g, device=g.device) < share) & (inputs == task_of(self.pool.task).kind.blank)
         return torch.where(shown, targets, inputs), targets
-
-
-def fingerprint(pool: Instance) -> str:
-    """The first 16 hex digits of the SHA-256 of the pool's inputs and targets."""
-    digest = hashlib.sha256(pool.task.encode())
-    for tokens in (pool.inputs, pool.targets):
-        if tokens is not None:
-            digest.update(tokens.to(torch.uint8).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from attractorlab import tasks
-from attractorlab.tasks import BLANK
-from attractorlab.training.stream import PuzzleStream, fingerprint
+from attractorlab.tasks import BLANK, data_fingerprint
+from attractorlab.training.stream import PuzzleStream
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,10 @@ def test_the_generator_is_the_only_state(pool):
 
 
 def test_the_fingerprint_sees_inputs_targets_order_and_task(pool):
-    known = fingerprint(pool)
-    assert known == fingerprint(replace(pool, ids=("x",) * 40, difficulty=None)) and len(known) == 16
-    assert known != fingerprint(pool[torch.arange(39, -1, -1)])
-    assert known != fingerprint(replace(pool, targets=None)) and known != fingerprint(replace(pool, task="sudoku-5"))
+    known = data_fingerprint(pool)
+    assert known == data_fingerprint(replace(pool, ids=("x",) * 40, difficulty=None)) and len(known) == 16
+    assert known != data_fingerprint(pool[torch.arange(39, -1, -1)])
+    assert known != data_fingerprint(replace(pool, targets=None)) and known != data_fingerprint(replace(pool, task="sudoku-5"))
     spoiled = pool.inputs.clone()
     spoiled[7, 3] = 9
-    assert known != fingerprint(replace(pool, inputs=spoiled))
+    assert known != data_fingerprint(replace(pool, inputs=spoiled))
