@@ -142,7 +142,8 @@ def curves(
     out.parent.mkdir(parents=True, exist_ok=True)
     caption = "Loss is on a logarithmic scale; validation is the averaged model without noise, on puzzles that nothing is trained on."
     write_whole({out: build_page("Training", [Section("curves", "Curves", "", (Figure(figure, caption),))], facts=dict(zip(names, map(str, folders), strict=True)))})
-    tell({"page": str(out), **{name: lines[-1] if lines else {} for name, lines in logs.items()}}, as_json)
+    last = {name: lines[-1] if lines else {} for name, lines in logs.items()}
+    tell({"page": str(out), **(last if as_json else {name: ", ".join(f"{key} {value:g}" for key, value in line.items()) for name, line in last.items()})}, as_json)
 
 
 def _log(folder: Path) -> list[dict[str, float]]:

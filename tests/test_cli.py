@@ -290,6 +290,9 @@ def test_curves_draws_trainings_beside_each_other_and_says_where_a_log_is_wrong(
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"segment": 80, "lo')
     page = tmp_path / "made" / "page.html"
+    assert main(["curves", str(tmp_path / "b"), "--out", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "b: segment 60, loss 0.333333, exact 0.3, " in said and "{" not in said
     assert main(["curves", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(page), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["b"]["validation"] == 0.25 and "Training" in page.read_text()
     drawn = {trace.name: trace for trace in training({"a": lines}).data if trace.yaxis == "y3" and trace.name}

@@ -286,7 +286,7 @@ def _official(path: Path, given: Given) -> tuple[AbstractRecursion, Official]:
 def _ours(path: Path, given: Given) -> AbstractRecursion:
     about = describe(path)
     if about["model"] == "feedforward":
-        raise CheckpointError(f"{path} holds a feed-forward network, which is no reasoner: it has no tick. `load` gives reasoners. Use `attractorlab.models.load_feedforward`.")
+        raise CheckpointError(f"{path} holds a feed-forward network, which is no reasoner: it has no tick. `load` gives reasoners. Use `attractorlab.models.load_feedforward`, or `attractorlab scale`, which measures it.")
     config = _config(path, about)
     facts = {"kind": about["model"], **asdict(config)}
     wrong = [f"{name}={value!r}" for name, value in asdict(given).items() if value is not None and value != facts.get(name, value)]

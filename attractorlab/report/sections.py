@@ -111,7 +111,7 @@ def _convergence(data: Recorded, found: Analysis, drawn: Mapping[str, go.Figure]
         lead,
         (
             Figure(drawn["residual curves"], "How far one tick moves the state, relative to its norm. A curve that falls to the rounding floor has settled as far as this precision can tell."),
-            Figure(drawn["settle times"], "From which tick on rows are at rest, were first solved, and stay solved. A plateau below 1 is the share that never gets there."),
+            Figure(drawn["settle times"], "From which tick on rows are at rest, were first solved, and stay solved. A plateau below 100 % is what never gets there; where solved once is also solved for good, the two lines are one."),
             Findings(tuple(numbers)),
         ),
     )
@@ -254,7 +254,7 @@ def _comparison(data: Recorded, found: Analysis, drawn: Mapping[str, go.Figure])
         lead,
         (
             Text(_difference(data, path)),
-            Figure(drawn["compared"], "Solved over depth from one start, and over breadth at the greatest depth, selected by residual.", table),
+            Figure(drawn["compared"], "Solved over depth from one start, and over breadth at the greatest depth by each way to select a start: a pattern of dashes each, which the pointer names.", table),
             Figure(drawn["baseline settled by solved"], f"Settled and solved for {other} from random starts."),
             Findings(tuple(numbers)),
         ),

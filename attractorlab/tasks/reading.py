@@ -65,7 +65,7 @@ def load(task: str, *, split: str = "test", rows: Rows = None, path: str | Path 
     if not where.exists():
         raise ValueError(
             f"`load` found nothing at {where}. A path is a .csv or .csv.gz file, or a folder of arrays. "
-            "Correct `path`, or leave it out for the bundled puzzles."
+            "Correct the path, or leave it out for the bundled puzzles."
         )
     if where.is_dir():
         return _from_folder(where, found, split, rows)

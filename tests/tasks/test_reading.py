@@ -123,7 +123,7 @@ def test_unknown_names_and_rows_are_refused(tmp_path: Path) -> None:
         tasks.load("sudoku-6", split="train")
     with pytest.raises(ValueError, match=r"`load` got row 400 of sudoku-9.csv.gz\. It has 400 rows, numbered from 0\. Choose `rows`"):
         tasks.load("sudoku", rows=[0, 400])
-    with pytest.raises(ValueError, match=r"`load` found nothing at .*nowhere.csv\. A path is.*Correct `path`"):
+    with pytest.raises(ValueError, match=r"`load` found nothing at .*nowhere.csv\. A path is.*Correct the path"):
         tasks.load("sudoku", path=tmp_path / "nowhere.csv")
     with pytest.raises(ValueError, match=r"`load` got the file a.txt\. Files are read as .csv or .csv.gz\. Convert it"):
         tasks.load("sudoku", path=written(tmp_path, "", "a.txt"))
