@@ -68,7 +68,7 @@ def norm(z: State) -> Float[Tensor, " row"]:
 
 
 def distance(u: State, v: State) -> Float[Tensor, " row"]:
-    """The norm of u − v, row by row, where half precision would round the difference once more.
+    """The norm of u − v, row by row; that of numbers of half precision is taken in single precision.
 
     Example:
         >>> distance({"a": torch.tensor([[3.0]])}, {"a": torch.tensor([[1.0]])})
