@@ -161,7 +161,7 @@ def verify(
 
     run = Run(run_folder(path) or path)
     damaged = {unit: said for unit in run.done() if (said := run.damage(unit))}
-    tell({"run": str(run.path), "whole": len(run.done()) - len(damaged), "damaged": damaged, "missing": run.missing(), "unfinished": sorted(str(one) for one in (run.path / "segments").glob(".tmp-*"))}, as_json)
+    tell({"run": str(run.path), "whole": len(run.done()) - len(damaged), "damaged": damaged, "missing": run.missing(), "unfinished": run.unfinished()}, as_json)
     if damaged or run.missing():
         raise typer.Exit(BAD_DATA if damaged else PARTIAL)
 

@@ -105,10 +105,7 @@ class Run:
         asked, there = json.loads(json.dumps(dict(config))), run.manifest.config
         differ = sorted(key for key in {*asked, *there} - {"command"} if key not in asked or key not in there or asked[key] != there[key])
         if differ or tuple(units) != run.manifest.units:
-            raise RunError(
-                f"{place} holds a run that differs in {', '.join(differ) or 'its units'}. A run is only continued with the same settings. "
-                "Choose another --out, or remove that folder."
-            )
+            raise RunError(f"{place} holds a run that differs in {', '.join(differ) or 'its units'}. A run is only continued with the same settings. Choose another --out, or remove that folder.")
         return run
 
     def done(self) -> list[str]:
@@ -118,6 +115,10 @@ class Run:
     def missing(self) -> list[str]:
         """The units that have none; optional ones are not missed."""
         return [unit for unit in self.manifest.units if not self.has(unit)]
+
+    def unfinished(self) -> list[str]:
+        """The folders of segments that are being written, or whose writer was killed; they may be removed once nothing writes."""
+        return sorted(str(one) for one in (self.path / "segments").glob(".tmp-*"))
 
     def has(self, unit: str) -> bool:
         """Whether `unit` has a segment."""
@@ -234,10 +235,7 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
     }
     if len(kinds) > 1:
         clocks = ", ".join(sorted({f"{int(part.ticks[-1])} ticks of {part.clock} of {part.origin.model}" for part in parts}))
-        raise RunError(
-            f"`join` got trajectories of {len(kinds)} kinds: {clocks}. Only rows of one model, clock and length stand side by side. "
-            "Join the units of one series."
-        )
+        raise RunError(f"`join` got trajectories of {len(kinds)} kinds: {clocks}. Only rows of one model, clock and length stand side by side. Join the units of one series.")
 
     def side_by_side(name: str, axis: int) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts], dim=axis)

@@ -126,7 +126,7 @@ def test_a_run_that_is_killed_in_the_middle_of_writing_stays_readable(tmp_path):
     litter = [p for p in (tmp_path / "run" / "segments").iterdir() if p.name != "a.zarr"]
     assert len(litter) == 1 and litter[0].name.startswith(".tmp-"), "it was killed after the data, before the rename"
     again = Run(tmp_path / "run")
-    assert again.done() == ["a"] and again.missing() == ["b"]
+    assert again.done() == ["a"] and again.missing() == ["b"] and again.unfinished() == [str(one) for one in litter]
     same(trajectory(), again.read("a")["trajectory"])
     again.write("b", {"instance": instance()})
     same(instance(), again.read("b")["instance"])
